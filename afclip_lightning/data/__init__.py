@@ -1,1 +1,1 @@
-"""How images and masks are read: files, samples, batches, loaders."""
+"""Reading of images and masks: files, samples, batches, loaders."""

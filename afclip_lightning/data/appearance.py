@@ -1,4 +1,4 @@
-"""How the images of a dataset are seen: which value is white, and which part of them is inspected."""
+"""The appearance of a dataset's images: the value of white, and the regions that are inspected."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -14,13 +14,13 @@ from afclip_runtime.views.roi import Roi
 
 
 class Appearance(ABC):
-    """What a dataset knows of how its images are seen; see `Loading`."""
+    """White level and regions of interest of a dataset; see `Loading`."""
 
     name: str
     saturates: bool
     loading: Loading
-    _white: tuple[White, int | None] | None = None  # the level and what it comes to
-    _regions: tuple[str, dict[str, Roi]] | None = None  # where they lie, and what they are
+    _white: tuple[White, int | None] | None = None  # the option and its value
+    _regions: tuple[str, dict[str, Roi]] | None = None  # their file or folder, and the regions
 
     @abstractmethod
     def selected_categories(self) -> list[str]:
@@ -31,7 +31,7 @@ class Appearance(ABC):
         """Returns the samples of one category and split, sorted by path."""
 
     def white(self) -> int | None:
-        """Returns the value that becomes 255 in images of more than 8 bits, one for the whole set; see `Loading`."""
+        """Returns the value that becomes 255 in images of more than 8 bits. It is one per dataset; see `Loading`."""
         level = self.loading.white_of(self.name)
         if self._white is None or self._white[0] != level:
             images: list[Path] = []
@@ -43,14 +43,14 @@ class Appearance(ABC):
 
     @property
     def white_used(self) -> int | None:
-        """Returns what `white` came to so far, for the run folder; `None` where the files' bits say it."""
+        """Returns the value of `white` so far, for the run folder; `None` if it follows from the files' bit depth."""
         return self._white[1] if self._white else None
 
     def regions(self) -> Mapping[str, Roi]:
         """Returns the regions of interest by category; see `Loading`.
 
         Raises:
-            DatasetError: A file is none, or the set says when a defect is found whole, of which a part tells nothing.
+            DatasetError: A file is not a region of interest, or the dataset has sPRO, which needs whole defects.
         """
         place = self.loading.roi_of(self.name)
         if place is None:
@@ -62,7 +62,7 @@ class Appearance(ABC):
         return self._regions[1]
 
     def as_read(self, samples: Sequence[Sample]) -> list[Sample]:
-        """Returns samples with the white level of the set and the regions of interest of their categories."""
+        """Returns samples with the white level of the dataset and the regions of interest of their categories."""
         white, regions = self.white(), self.regions()
         if not white and not regions:
             return list(samples)

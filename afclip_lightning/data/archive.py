@@ -1,4 +1,4 @@
-"""Unpacks what a user downloaded to where a dataset expects it."""
+"""Unpacks downloaded archives into the folder of a dataset."""
 
 import filecmp
 import gzip
@@ -20,13 +20,13 @@ from afclip_runtime.errors import DatasetError, shown
 from afclip_runtime.files import atomic_path
 from afclip_runtime.images.find import list_folders
 
-STAGE = ".unpacked"  # inside the root, so that moving is renaming; hidden, so that no dataset reads it
+STAGE = ".unpacked"  # inside the root, so that a move is a rename; hidden, so that no dataset reads it
 DEPTH = 3  # folders that an archive may wrap around a dataset
 LONGEST_NAME = 255  # bytes of the name of a file or folder, as most systems have it
 CHUNK = 2**20
 Lacking = Callable[[Path], int | None]
 BROKEN = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError, ValueError)
-STARTS = {  # how a file begins that is an archive, or the first part of one
+STARTS = {  # first bytes of archives, and of parts of archives
     b"PK\x03\x04": "a zip archive",
     b"PK\x05\x06": "a zip archive",
     b"PK\x07\x08": "one part of a zip archive in several parts",
@@ -37,30 +37,31 @@ STARTS = {  # how a file begins that is an archive, or the first part of one
 
 
 def prepare(dataset: AnomalyDataModule, archives: Sequence[Path]) -> int:
-    """Unpacks archives, finds the folder in them that the dataset's root should be, and moves its files there.
+    """Unpacks archives, finds the folder in them that corresponds to the dataset's root, and moves its files there.
 
-    What is there already is never overwritten: an equal file stays, another is an error. An interrupted call leaves
-    whole files only, and the next one with the same archives goes on. What was unpacked of archives that are refused is
-    removed. Several archives, at once or one after the other, may make up a dataset. A set that is cut into tiles is
-    unpacked to its `raw`, by default its `raw_folder` beside its root, and then cut; its archives are given at once.
+    Existing files are never overwritten: an equal file stays, and a different one is an error. An interrupted call
+    leaves whole files only, and the next call with the same archives continues. If an archive is refused, its unpacked
+    files are removed. A dataset may consist of several archives, which are given at once or one after the other. A
+    dataset that is cut into tiles is unpacked to its `raw` (by default its `raw_folder` beside its root) and then cut.
+    All its archives must be given at once.
 
     Args:
-        dataset: The dataset; its `root` is where it is to lie.
+        dataset: The dataset. Files are moved into its `root`.
         archives: Zip or tar archives, compressed or not.
 
     Returns:
-        How many files were moved into the root.
+        Number of files that were moved into the root.
 
     Raises:
-        DatasetError: An archive is absent, damaged, cut off, of another kind or holds a path that climbs out, a name
-            that is too long, a link, a pipe or a device, or one name twice with two contents; it does not hold this
-            dataset; a file that differs is already there, or the root cannot be written to.
+        DatasetError: An archive is absent, damaged, cut off or of another kind; it holds a path that leads out of its
+            folder, a name that is too long, a link, a pipe or a device, or a name twice with different contents; it
+            does not hold this dataset; a different file already exists; or the root cannot be written to.
     """
     root = dataset.archive_root
     stages = root / STAGE
     for folder in (root, stages):
         if os.path.lexists(folder) and (not folder.is_dir() or (folder is stages and folder.is_symlink())):
-            raise DatasetError(f"{folder} is no folder, or a link to one: nothing is unpacked there. Remove it.")
+            raise DatasetError(f"{folder} is not a folder, or is a link: nothing is unpacked there. Remove it.")
     for archive in archives:
         if not archive.is_file():
             raise DatasetError(f"{archive}: there is no such file. Give --from what you downloaded.")
@@ -91,13 +92,13 @@ def prepare(dataset: AnomalyDataModule, archives: Sequence[Path]) -> int:
         raise DatasetError(
             f"{root}: cannot be written to ({error}). What was unpacked lies in {stage}; the same command goes on."
         ) from error
-    shutil.rmtree(stages)  # with what calls left that were interrupted and not repeated
+    shutil.rmtree(stages)  # including files of earlier interrupted calls
     dataset.on_unpacked()
     return moved
 
 
 def _key(archives: Sequence[Path]) -> str:
-    """Returns a name for what these archives hold: other archives, whatever they are called, have another."""
+    """Returns a key of the archives' content. Other archives have another key, whatever their names."""
     digest = blake2b(digest_size=8)
     for archive in archives:
         status = archive.stat()
@@ -120,12 +121,12 @@ def _unpack(archive: Path, stage: Path) -> None:
                     _write_member(archive, stage, info.filename, info.file_size, partial(zipped.open, info))
         elif tarfile.is_tarfile(archive):
             with tarfile.open(archive, tarinfo=_Entry) as tarred:
-                for entry in tarred:  # one pass: looking for a name would unpack a compressed archive again
+                for entry in tarred:  # one pass: access by name would unpack a compressed archive again
                     if not entry.isdir():
                         _check_member(archive, entry.name, entry.isreg())
                         _write_member(archive, stage, entry.name, entry.size, partial(tarred.extractfile, entry))
                 while tarred.fileobj is not None and tarred.fileobj.read(CHUNK):
-                    pass  # to the checksum of what is compressed
+                    pass  # up to the checksum of the compressed data
         else:
             raise DatasetError(f"{archive}: {_what_it_is(archive)}")
     except (RuntimeError, NotImplementedError) as error:  # a password, a rare kind of compression
@@ -139,7 +140,7 @@ def _unpack(archive: Path, stage: Path) -> None:
 
 
 class _Entry(tarfile.TarInfo):
-    """A member of a tar archive; the library ends in silence where the file is cut off or a later header is damaged."""
+    """A member of a tar archive. The library stops without an error at a cut-off file or a damaged later header."""
 
     @classmethod
     def fromtarfile(cls, tarfile: tarfile.TarFile) -> "_Entry":
@@ -152,7 +153,7 @@ class _Entry(tarfile.TarInfo):
 
 
 def _what_it_is(archive: Path) -> str:
-    """Returns what to say of a file that is not a whole archive."""
+    """Returns the end of the message for a file that is not a whole archive."""
     with archive.open("rb") as file:
         start = file.read(512)
     if not start:
@@ -187,18 +188,18 @@ def _write_member(
 ) -> None:
     parts = PurePosixPath(name.replace("\\", "/")).parts
     if not parts or any(part.startswith(".") or part == "__MACOSX" for part in parts):
-        return  # what systems leave behind; datasets do not read it
+        return  # files of operating systems, which datasets do not read
     target = stage.joinpath(*parts)
     if not os.path.realpath(target).startswith(os.path.realpath(stage) + os.sep):
         raise DatasetError(f"{target}: a link leads out of {stage}. Remove {stage.parent}.")
     member = open_member()
-    if member is None:  # a tar archive has none for what is not a file; those were refused
+    if member is None:  # not a file; refused before
         return
     with member:
         if not target.is_file():
             with atomic_path(target) as temporary, temporary.open("wb") as file:
                 shutil.copyfileobj(member, file)
-        elif target.stat().st_size != size or not _equal(member, target):  # of an interrupted call, or of a namesake
+        elif target.stat().st_size != size or not _equal(member, target):  # of an interrupted call, or of the same name
             raise DatasetError(
                 f"{archive}: {shown(name[:80])!r} is there twice, with two contents. Unpack it yourself."
             )
@@ -213,7 +214,7 @@ def _equal(member: IO[bytes], path: Path) -> bool:
 
 
 def _find_base(stage: Path, lacking: Lacking) -> Path | None:
-    """Returns the folder below `stage` that lacks least, the outermost of several; `None` if all lack everything."""
+    """Returns the folder below `stage` that lacks least, the outermost if several do; `None` if all lack everything."""
     everything = lacking(stage / "no such folder")
     best: tuple[int, int, Path] | None = None
     for depth, folder in _folders(stage):

@@ -1,4 +1,4 @@
-"""The contract of a dataset, and what datasets share: checks, names, few-shot images."""
+"""The interface of datasets, and their common parts: checks, names, few-shot images."""
 
 import copy
 import os
@@ -41,14 +41,14 @@ Data = TypeVar("Data", bound="AnomalyData")
 
 
 class AnomalyData(LightningDataModule, ABC):
-    """What a run takes as its data: one dataset, or several of which some are trained on and others tested on."""
+    """The data of a run: one dataset, or several, some for training and others for testing."""
 
-    train_sampling: TrainSampling = "by_size"  # how often training sees an image of each of several datasets
+    train_sampling: TrainSampling = "by_size"  # how images are drawn from several training datasets
 
     @property
     @abstractmethod
     def training_sets(self) -> list["AnomalyDataModule"]:
-        """Returns the datasets that are trained on, each by its `train_split`; that there is none is an error."""
+        """Returns the datasets that are trained on, each with its `train_split`. It is an error if there is none."""
 
     @property
     @abstractmethod
@@ -58,7 +58,7 @@ class AnomalyData(LightningDataModule, ABC):
     @property
     @abstractmethod
     def parts(self) -> list["AnomalyDataModule"]:
-        """Returns all the datasets, those that are trained on too."""
+        """Returns all datasets, including those that are trained on."""
 
     def connect(
         self: Data,
@@ -67,12 +67,12 @@ class AnomalyData(LightningDataModule, ABC):
         store: "FeatureStore | None" = None,
         few_shot_dir: Path | None = None,
     ) -> Data:
-        """Says to all the datasets how images are read and for which backbone; returns this, which has loaders then.
+        """Sets the preprocessing and the loading options of all datasets, so that loaders can be made. Returns itself.
 
         Args:
-            preprocess: Turns images and masks into tensors: that of the backbone, `model.preprocess`.
-            loading: How images are read.
-            store: Where the features of images may lie.
+            preprocess: Preprocessing of the backbone, `model.preprocess`, which turns images and masks into tensors.
+            loading: Options of reading images.
+            store: Feature store, if there is one.
             few_shot_dir: Folder of few-shot images chosen by hand; without it they are selected at random.
         """
         for part in self.parts:
@@ -81,11 +81,11 @@ class AnomalyData(LightningDataModule, ABC):
         return self
 
     def evaluate_at(self, own_size: bool, tiling: Tiling | None = None) -> None:
-        """Says at which size tested images are looked at, in the loaders made from now on.
+        """Sets the size at which test images are evaluated, for loaders that are made from now on.
 
         Args:
-            own_size: Whether masks are wanted at each image's own size, beside that of the backbone.
-            tiling: How the images are seen in tiles; `None` where they are not.
+            own_size: Whether masks are also read at each image's own size.
+            tiling: Tiling of the images; `None` for no tiles.
         """
         for part in self.parts:
             part.own_size, part.tiling = own_size, tiling
@@ -98,13 +98,13 @@ class AnomalyData(LightningDataModule, ABC):
 
     @abstractmethod
     def check(self, stage: str = "fit") -> None:
-        """Checks that what a stage reads is on disk in its layout; cheap, reads no image.
+        """Checks that the data of a stage is on disk in its layout. It is fast and reads no image.
 
         Args:
             stage: `fit`, `validate`, `test` or `predict`.
 
         Raises:
-            DatasetError: Says which folder was looked for, what it should contain and how to get it.
+            DatasetError: A folder is missing. The message says what it should contain and how to get it.
         """
 
     @abstractmethod
@@ -117,7 +117,7 @@ class AnomalyData(LightningDataModule, ABC):
 
     @abstractmethod
     def pair(self, pairing: Pairing) -> None:
-        """Gives each tested image references from its own category, in the test loaders made from now on.
+        """Gives each test image references from its own category, in test loaders that are made from now on.
 
         Raises:
             DatasetError: A category has too few images.
@@ -125,30 +125,29 @@ class AnomalyData(LightningDataModule, ABC):
 
 
 class AnomalyDataModule(Published, Appearance, LoaderHooks, AnomalyData):
-    """One dataset. A subclass names it, says how it lies on disk and lists its samples.
+    """One dataset. A subclass defines its name and its layout on disk, and lists its samples.
 
-    No image is read before a loader is walked, so that building a module costs nothing.
+    Building the module is cheap: images are read only when a loader is iterated.
 
-    Training reads the *test* split by default: the protocol of zero-shot anomaly detection trains a small head on the
+    Training reads the *test* split by default. The protocol of zero-shot anomaly detection trains a small head on the
     labelled test images of an auxiliary dataset and tests on other datasets.
 
     Args:
-        root: Folder of the dataset; by default that of a published one, see `default_root`.
-        categories: Categories to use; all of the dataset by default.
+        root: Folder of the dataset. For published datasets there is a default; see `default_root`.
+        categories: Categories to use; by default all categories of the dataset.
         train_split: Split that training reads.
         batch_size: Images per batch, in training and in testing.
-        num_workers: Loader processes; 0 loads in the main process.
-        class_names: What prompts call categories; replaces or extends the dataset's own.
+        num_workers: Number of loader processes; 0 loads in the main process.
+        class_names: Names of categories in prompts. They replace or extend the dataset's own class names.
 
-    Attributes, beside those of `Published` and `LoaderHooks`:
-        few_shot_record: The few-shot images of each `(dataset, category)` so far, and where they are from, for the
-            run folder.
-        left_out_files: What each split that was set up does not read of the files in its folders; see `left_out`.
+    Attributes, in addition to those of `Published` and `LoaderHooks`:
+        few_shot_record: The few-shot images of each `(dataset, category)` so far, and their source, for the run folder.
+        left_out_files: Files in the folders of each split that are not read, once it is set up; see `left_out`.
         name: Name of the dataset in metric keys and tables.
-        class_names: What a prompt calls a category, where that is not the category's name with spaces for underscores.
+        class_names: Name of a category in prompts, where it is not the category's name with spaces for underscores.
 
     Raises:
-        ValueError: An argument is out of its range, or the dataset is one's own and no root is given.
+        ValueError: An argument is out of its range, or no root is given and the dataset has no default.
     """
 
     name: str = ""
@@ -171,10 +170,10 @@ class AnomalyDataModule(Published, Appearance, LoaderHooks, AnomalyData):
         self.left_out_files: dict[Split, list[LeftOut]] = {}
 
     def default_root(self) -> Path:
-        """Returns where the dataset lies unless a root is given: its folder in `AFCLIP_DATA`, or in `data`.
+        """Returns the default root of a published dataset: its folder in `AFCLIP_DATA`, or in `data`.
 
         Raises:
-            ValueError: It is one's own, and its folder has no name that is known.
+            ValueError: The dataset is not a published one, so that it has no default.
         """
         if not (folder := self.folder or self.name):
             raise ValueError("root must be given: only a published dataset has one by default")
@@ -182,7 +181,7 @@ class AnomalyDataModule(Published, Appearance, LoaderHooks, AnomalyData):
 
     @classmethod
     def variants(cls, root: Path) -> list["AnomalyDataModule"]:
-        """Returns the datasets of this class that `root` might hold, for `check` to say what a folder looks like."""
+        """Returns the datasets of this class that `root` might hold, so that `check` can name them."""
         return [cls(root)]
 
     @abstractmethod
@@ -205,11 +204,11 @@ class AnomalyDataModule(Published, Appearance, LoaderHooks, AnomalyData):
     training_sets = test_sets = parts
 
     def is_absent(self) -> bool:
-        """Returns whether nothing at all lies at `root`: no such folder, or an empty one."""
+        """Returns whether `root` does not exist or is empty."""
         return not self.root.exists() or (self.root.is_dir() and not any(self.root.iterdir()))
 
     def missing(self) -> list[Path]:
-        """Returns the folders and files that must be there and are not: by default one folder per category."""
+        """Returns the required folders and files that are missing. By default, one folder per category is required."""
         return [path for path in (self.root / c for c in self.selected_categories()) if not path.is_dir()]
 
     def selected_categories(self) -> list[str]:
@@ -229,14 +228,14 @@ class AnomalyDataModule(Published, Appearance, LoaderHooks, AnomalyData):
         return self.categories
 
     def class_name_of(self, category: str) -> str:
-        """Returns what a prompt calls the category: `metal nut` for `metal_nut`, `woven fabric` for `Woven_001`."""
+        """Returns the name of a category in prompts: `metal nut` for `metal_nut`, `woven fabric` for `Woven_001`."""
         return self.class_names.get(normal_form(category), category.replace("_", " "))
 
     def check(self, stage: str = "fit") -> None:
-        """Checks that the dataset is on disk in its layout, for whatever stage; cheap, reads no image.
+        """Checks that the dataset is on disk in its layout, for any stage. It is fast and reads no image.
 
         Raises:
-            DatasetError: Says which folder was looked for, what it should contain and how to get it.
+            DatasetError: A folder is missing. The message says what it should contain and how to get it.
         """
         problem = ""
         if not self.root.is_dir():
@@ -250,14 +249,13 @@ class AnomalyDataModule(Published, Appearance, LoaderHooks, AnomalyData):
         self.check_names()
 
     def check_names(self) -> None:
-        """Checks the names of the categories and what prompts call them.
+        """Checks the names of the categories and their class names.
 
         Raises:
-            DatasetError: A category has a name that means something else in tables, or a class name is for none of
-                them.
+            DatasetError: A category has a name with another meaning in tables, or a class name belongs to no category.
         """
-        # What another set's config says of its own categories stays when a set of one's own is put in its place. The
-        # command line has loaded all sets by then; in Python a name is judged by the sets that were imported.
+        # If the user's dataset replaces that of a config, class names of the old one may remain. They are accepted if
+        # they belong to a known dataset: the command line has loaded all of them, Python those that were imported.
         sets = descendants(AnomalyDataModule)
         elsewhere = {name for cls in sets for name in (*getattr(cls, "published", ()), *cls.class_names)}
         used = {category: self.class_name_of(category) for category in self.selected_categories()}
@@ -266,46 +264,46 @@ class AnomalyDataModule(Published, Appearance, LoaderHooks, AnomalyData):
 
     @property
     def archive_root(self) -> Path:
-        """Returns the folder that what was downloaded is unpacked to."""
+        """Returns the folder into which the download is unpacked."""
         return self.root
 
     @property
     def archive_layout(self) -> str:
-        """Returns what that folder must contain, as a few lines for a person."""
+        """Returns the layout of that folder, as text of a few lines."""
         return self.layout
 
     def lacking(self, folder: Path) -> int | None:
-        """Returns how much the dataset lacks if `folder` is what was downloaded; `None` if it has nothing there."""
+        """Returns how much is missing if `folder` is the download; `None` if it contains nothing of the dataset."""
         here = copy.copy(self)
         here.root = folder
         return len(here.missing()) if here.find_categories() else None
 
     def on_unpacked(self) -> None:
-        """Makes what is made of the files that were unpacked to `archive_root`; nothing by default."""
+        """Processes the files that were unpacked to `archive_root`. Does nothing by default."""
 
     def folders_of(self, category: str, split: Split) -> list[Path]:
-        """Returns the folders of which every image should be one of the category's, or its mask; none by default."""
+        """Returns the folders that should only hold images and masks of the category; none by default."""
         return []
 
     def files_of(self, category: str, split: Split) -> set[Path]:
         """Returns the images and masks in the category's folders that are read, or are left out on purpose.
 
         Raises:
-            DatasetError: They cannot be listed.
+            DatasetError: The images cannot be listed.
         """
         samples = self.find_samples(category, split)
         return {path for sample in samples for path in (sample.image_path, sample.mask_path) if path}
 
     def left_out(self, split: Split) -> list[LeftOut]:
-        """Returns what lies in the dataset's folders and is not read though it might be an image; opens no file.
+        """Returns unread files in the dataset's folders that might be images. No file is opened.
 
-        Text, tables, archives and hidden files are not meant.
+        Text, tables, archives and hidden files are ignored.
         """
         found = []
         for category in self.selected_categories():
             if not (folders := self.folders_of(category, split)):
                 continue
-            read: set[Path] | None = None  # while files are unpaired, which is an error of its own
+            read: set[Path] | None = None  # if files are unpaired, which is a separate error
             with suppress(DatasetError):
                 read = self.files_of(category, split)
             for folder in folders:
@@ -313,11 +311,11 @@ class AnomalyDataModule(Published, Appearance, LoaderHooks, AnomalyData):
         return found
 
     def doubts(self, split: Split) -> list[str]:
-        """Returns a sentence on each folder that is read in one way and might be meant in another; none by default."""
+        """Returns one sentence per folder whose meaning is ambiguous; none by default."""
         return []
 
     def notes(self) -> list[str]:
-        """Returns sentences on what is worth knowing of the files and may be meant so; none by default."""
+        """Returns remarks on the files that are not problems, one sentence each; none by default."""
         return []
 
     def samples(self, split: Split) -> list[Sample]:
@@ -363,10 +361,10 @@ class AnomalyDataModule(Published, Appearance, LoaderHooks, AnomalyData):
         return sorted(samples, key=lambda sample: sample.image_path.as_posix())
 
     def few_shot(self, k_shot: int, seed: int) -> dict[tuple[str, str], list[Sample]]:
-        """Returns k normal training images per category, of `few_shot_dir` or selected; `few_shot_record` has them.
+        """Returns k normal training images per category, from `few_shot_dir` or selected at random.
 
-        The selection is random, by the seed, the same on every machine. Each category has its own stream, so that it
-        does not depend on which other categories are in use.
+        The selection depends on the seed and is the same on every machine. Each category has its own random stream, so
+        that its selection does not depend on the other categories. `few_shot_record` keeps the images.
 
         Args:
             k_shot: Images per category.
@@ -376,8 +374,8 @@ class AnomalyDataModule(Published, Appearance, LoaderHooks, AnomalyData):
             `(dataset, category)` to the samples, sorted by path.
 
         Raises:
-            DatasetError: A category has fewer normal training images than `k_shot`, or `few_shot_dir` has not just as
-                many.
+            DatasetError: A category has fewer normal training images than `k_shot`, or the number of its images in
+                `few_shot_dir` is not `k_shot`.
             ValueError: `k_shot` is less than 1.
         """
         if k_shot < 1:
@@ -402,15 +400,15 @@ class AnomalyDataModule(Published, Appearance, LoaderHooks, AnomalyData):
         Lightning calls this on every process.
 
         Raises:
-            DatasetError: The dataset is not as it must be, or files are skipped in training on several processes.
+            DatasetError: The dataset is not as it must be, or several processes train with `on_error: skip`.
         """
-        from afclip_lightning.distributed import processes  # which loads torch
+        from afclip_lightning.distributed import processes  # it imports torch
 
         if stage == "fit" and self.loading.on_error == "skip" and processes() > 1:
-            # one whose whole batch is left out would make a step less, and the others would wait for it for ever
+            # A process whose whole batch is left out would make a step less, and the others would wait for it forever.
             raise DatasetError(
                 "on_error is skip, which several processes cannot train with: one may have nothing left to do where "
-                "the others wait for it. Train on one device, or mend the files (`datasets check` lists them) and set "
+                "the others wait for it. Train on one device, or fix the files (`datasets check` lists them) and set "
                 "--loading.on_error raise."
             )
         self.check(stage)
@@ -419,7 +417,7 @@ class AnomalyDataModule(Published, Appearance, LoaderHooks, AnomalyData):
             self._warn_of_left_out(split)
 
     def _warn_of_left_out(self, split: Split) -> None:
-        """Warns, once, of what a split does not read, and of what it may read wrongly."""
+        """Warns once of files that a split does not read, and of folders that it may read wrongly."""
         if split in self.left_out_files:
             return
         self.left_out_files[split] = self.left_out(split)

@@ -1,4 +1,4 @@
-"""From what was read of samples to a batch, and how a batch leaves a loader's process."""
+"""Collation of read samples into a batch, and the transfer of a batch between processes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -16,30 +16,30 @@ from afclip_lightning.metrics import count_regions, region_areas
 from afclip_lightning.types import Batch, ClipFeatures, Defect, MaskFacts, Sample, Views
 from afclip_runtime.types import Tiling
 
-PIXELS = ("images", "masks", "areas", "references")  # of a parcel: what is sent in shared memory
+PIXELS = ("images", "masks", "areas", "references")  # fields of a packed batch that are sent in shared memory
 
 
 @dataclass(frozen=True)
-class Parcel:
-    """A batch on its way out of a loader's process. It is pickled as a parcel. Unpickling it yields a `Batch`.
+class PackedBatch:
+    """A batch in compact form, for the transfer from a loader process. Unpickling it gives a `Batch`.
 
-    It holds what was read: bytes, which become four times as many when they are normalised, and the masks and regions
-    of the images that have any. Pages of shared memory cost more than the work that they save, so the work is left to
-    where it arrives: with `pin_memory` that is the loader's own thread.
+    It holds uint8 pixels, which take four times as much memory when they are normalised, and only the masks and regions
+    of images that have any. Pages of shared memory cost more time than normalisation. So the receiving process
+    normalises; with `pin_memory` a thread of the loader does.
 
     Attributes:
-        preprocess: What normalises the images.
+        preprocess: Preprocessing that normalises the images.
         samples: The B samples.
         images: `[B, H, W, 3]`, uint8.
-        masks: `[M, H, W]`, uint8, of the samples that have a mask, in their order.
-        areas: `[M, H, W]`, int32, their regions; `None` in training.
-        references: `[M, H, W, 3]`, uint8, the references that are none of the samples.
-        reference_rows: R of each sample, counted through the samples and on through `references`; `None` without.
-        digests: What the images' features are kept under; `None` without a store.
-        features: Those that were kept, in place of `images`.
-        facts: What is known of each sample's mask at its own size; `None` in training.
-        views: The samples in tiles, where they are to be seen so.
-        defects: Of each sample, where their sets say when a defect is found whole; `None` elsewhere.
+        masks: `[M, H, W]`, uint8, masks of the samples that have one, in their order.
+        areas: `[M, H, W]`, int32, region areas of these masks; `None` in training.
+        references: `[M, H, W, 3]`, uint8, references that are not among the samples.
+        reference_rows: R numbers per sample: rows in the samples followed by `references`; `None` without references.
+        digests: Keys of the images in the feature store; `None` without a store.
+        features: Features from the store, instead of `images`.
+        facts: Facts of each sample's mask at its own size; `None` in training.
+        views: Tiles of the samples, if images are tiled.
+        defects: Defects of each sample, if the datasets define saturations; otherwise `None`.
     """
 
     preprocess: Preprocess
@@ -55,7 +55,7 @@ class Parcel:
     views: Views | None = None
     defects: list[tuple[Defect, ...]] | None = None
 
-    def open(self) -> Batch:
+    def unpack(self) -> Batch:
         """Returns the batch."""
         marked = [row for row, sample in enumerate(self.samples) if sample.mask_path]
         masks = dict(zip(marked, self.masks, strict=True))
@@ -81,31 +81,31 @@ class Parcel:
         return batch
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Returns how the parcel is opened where it arrives."""
+        """Returns the function and the arguments that give a `Batch` when unpickled."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         for name in PIXELS:
-            if values[name]:  # the library's own function stacks straight into shared memory
+            if values[name]:  # torch's function stacks directly into shared memory
                 values[name] = default_collate(list(values[name]))
-        return _open_parcel, (values,)
+        return _unpack, (values,)
 
 
-def _open_parcel(values: dict[str, Any]) -> Batch:
+def _unpack(values: dict[str, Any]) -> Batch:
     for name in PIXELS:
         if isinstance(values[name], Tensor):
             values[name] = list(values[name].numpy())
-    return Parcel(**values).open()
+    return PackedBatch(**values).unpack()
 
 
 @dataclass(frozen=True)
 class Collate:
-    """Puts what a dataset read into one `Batch`, and says which of its images are left out.
+    """Collates the items of a dataset into one `Batch`, and lists the images that are left out.
 
     Attributes:
-        preprocess: What normalises the images.
-        regions: Whether to label the regions of the masks, for evaluation: here, in the loader's process, once a mask.
-        store: Where features lie that were kept.
-        tiling: How images are seen in tiles, where they are.
-        at_once: Most views that a backbone is given together.
+        preprocess: Preprocessing that normalises the images.
+        regions: Whether to label the regions of the masks in the loader process, for evaluation.
+        store: Feature store, if there is one.
+        tiling: Tiling of the images, if they are tiled.
+        at_once: Largest number of views that the backbone encodes together.
     """
 
     preprocess: Preprocess
@@ -114,10 +114,11 @@ class Collate:
     tiling: Tiling | None = None
     at_once: int = 1
 
-    def __call__(self, items: Sequence[Item | Unread]) -> tuple[Batch | Parcel | None, list[Unread]]:
-        """Returns the batch of what can be used, if any, and what is left out: unread, or with a reference that is.
+    def __call__(self, items: Sequence[Item | Unread]) -> tuple[Batch | PackedBatch | None, list[Unread]]:
+        """Returns the batch of the usable images, if any, and the images that are left out.
 
-        In a loader's process the batch is a parcel, which arrives as a batch.
+        An image is left out if it, or one of its references, could not be read. In a loader process the result is a
+        `PackedBatch`, which the main process receives as a `Batch`.
         """
         unread = {item.position: item for item in items if isinstance(item, Unread)}
         left_out, usable = list(unread.values()), []
@@ -128,14 +129,14 @@ class Collate:
                 )
                 if cause:
                     left_out.append(Unread(item.position, item.sample.image_path, cause.reason))
-                # one that is left out may be another's reference
+                # an image that is left out may still be the reference of another
                 usable.append(item._replace(reference_only=item.reference_only or cause is not None))
         if all(item.reference_only for item in usable):
             return None, left_out
-        parcel = self._parcel(usable)
-        return parcel if get_worker_info() else parcel.open(), left_out
+        packed = self._pack(usable)
+        return packed if get_worker_info() else packed.unpack(), left_out
 
-    def _parcel(self, items: Sequence[Item]) -> Parcel:
+    def _pack(self, items: Sequence[Item]) -> PackedBatch:
         extra = {item.position: item.image for item in items if item.reference_only and item.image is not None}
         items = [item for item in items if not item.reference_only]
         masks = [item.mask for item in items if item.mask is not None]
@@ -149,7 +150,7 @@ class Collate:
         places = {item.position: row for row, item in enumerate(items)}
         outside = dict.fromkeys(other for item in items for other in item.references if other not in places)
         places |= {other: len(items) + row for row, other in enumerate(outside)}
-        return Parcel(
+        return PackedBatch(
             self.preprocess,
             [item.sample for item in items],
             [item.image for item in items if item.image is not None],

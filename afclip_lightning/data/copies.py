@@ -1,4 +1,4 @@
-"""Images that two sets share: one file, equal files, and pictures that were saved anew."""
+"""Images that two datasets share: the same file, equal files, and pictures that were saved again."""
 
 import hashlib
 import os
@@ -22,22 +22,22 @@ from afclip_runtime.images.reader import read
 
 Kind = Literal["the same file", "byte for byte the same", "nearly the same picture"]
 RULE = 1
-"""Of hashes; another number makes those on disk void."""
+"""Version of the hashes. Hashes of another version on disk are ignored."""
 PAIRS = 4096
-"""Candidates that are compared at a time: 33 MB of structures at most."""
+"""Number of candidates that are compared at a time: 33 MB of structures at most."""
 LOOKS = 16384
-"""Small pictures that are kept for other candidates, 6.4 kB each; of more, all are read anew where they come again."""
+"""Largest number of small pictures that are kept, 6.4 kB each. With more, pictures are read again when needed."""
 DRAFT = 320
-"""Least side that a JPEG is decoded at, in pixels: four times what is looked at."""
+"""Smallest side at which a JPEG is decoded, in pixels: four times the side that is compared."""
 
 
 class Copy(NamedTuple):
-    """An image of one set that another has too.
+    """An image that two datasets share.
 
     Attributes:
-        first: As of the one.
-        second: As of the other.
-        kind: What they have in common.
+        first: Sample of the first dataset.
+        second: Sample of the second dataset.
+        kind: Kind of equality.
     """
 
     first: Sample
@@ -46,9 +46,9 @@ class Copy(NamedTuple):
 
 
 def same_files(first: Sequence[Sample], second: Sequence[Sample]) -> list[Copy]:
-    """Returns the images of `second` that are files of `first`, or equal to one byte for byte; in their order.
+    """Returns the images of `second` that are files of `first`, or equal to one byte for byte, in their order.
 
-    Only files of equal sizes are read, and of those to their ends only what begins alike.
+    Only files of equal size are read, and only those with equal beginnings are read to the end.
     """
     by_place = {sample.image_path.resolve(): sample for sample in reversed(first)}
     alike = _Alike(by_place.values(), (_size, _beginning, _content))
@@ -62,11 +62,11 @@ def same_files(first: Sequence[Sample], second: Sequence[Sample]) -> list[Copy]:
 
 
 class _Alike:
-    """Samples by what their files have in common, found out in steps and of those alone that were alike so far.
+    """Groups samples by their files in steps. Each step reads only files that were equal in all earlier steps.
 
     Args:
         samples: The samples.
-        steps: What tells files apart, the cheapest first; an empty text where that is not known.
+        steps: Functions that return a key of a file, the cheapest first; an empty text if it is not known.
     """
 
     def __init__(self, samples: Iterable[Sample], steps: Sequence[Callable[[Path], str]]) -> None:
@@ -77,7 +77,7 @@ class _Alike:
         self.further: dict[str, _Alike] = {}
 
     def to(self, sample: Sample) -> Sample | None:
-        """Returns the first of the samples that is like another in all steps; `None` if none is."""
+        """Returns the first sample that equals the given one in all steps; `None` if there is none."""
         fact = self.first(sample.image_path)
         if not fact or fact not in self.by:
             return None
@@ -91,15 +91,15 @@ class _Alike:
 def near_copies(
     first: Sequence[Sample], second: Sequence[Sample], threads: int | None = None, progress: bool = False
 ) -> list[Copy]:
-    """Returns the images of `second` that show a picture of `first`: saved anew, smaller, brighter, a margin cut off.
+    """Returns the images of `second` that show a picture of `first`: saved again, smaller, brighter or cropped.
 
-    Each image is decoded once; its hashes are kept for the next time. Images that cannot be read are left out.
+    Each image is decoded once, and its hashes are cached on disk. Images that cannot be read are left out.
 
     Args:
-        first: Images of one set, or of several.
-        second: Images of others.
-        threads: Files that are read at a time; by default as many as there are processors.
-        progress: Show a bar on the error stream.
+        first: Images of one or several datasets.
+        second: Images of other datasets.
+        threads: Number of files that are read at a time; by default the number of processors.
+        progress: Show a progress bar on the error stream.
     """
     if not first or not second:
         return []
@@ -107,7 +107,7 @@ def near_copies(
         known = _Hashes(_cache_path())
         hashes = [known.of(samples, pool, progress) for samples in (first, second)]
         known.save()
-        seen = [np.flatnonzero(one[:, 0]).tolist() for one in hashes]  # neither unread nor of one colour
+        seen = [np.flatnonzero(one[:, 0]).tolist() for one in hashes]  # without unread images and images of one colour
         first, second = ([part[row] for row in rows] for part, rows in zip((first, second), seen, strict=True))
         hashes = [one[rows] for one, rows in zip(hashes, seen, strict=True)]
         looks = _Looks(pool)
@@ -123,7 +123,7 @@ def near_copies(
 
 
 def _candidates(first: np.ndarray, second: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, int, int]]:
-    """Yields rows of both that have close hashes, with their views, of which one is the whole picture."""
+    """Yields rows of both with close hashes, and their views. One of the two views is the whole picture."""
     views = len(VIEWS)
     for one, other in ((range(1), range(views)), (range(1, views), range(1))):
         for left, right in close_pairs(first[:, list(one)].ravel(), second[:, list(other)].ravel()):
@@ -138,7 +138,7 @@ class _Looks:
     """The structures of candidates.
 
     Args:
-        pool: Threads that read.
+        pool: Threads that read files.
     """
 
     def __init__(self, pool: ThreadPoolExecutor) -> None:
@@ -146,7 +146,7 @@ class _Looks:
         self.small: dict[Sample, np.ndarray | None] = {}
 
     def correlation(self, first: list[Sample], view: int, second: list[Sample], other: int) -> np.ndarray:
-        """Returns the correlation of each pair's structures, `[N]`; 0 where one cannot be read."""
+        """Returns the correlation of each pair's structures, `[N]`; 0 if an image cannot be read."""
         if len(self.small) > LOOKS:
             self.small.clear()
         new = [sample for sample in dict.fromkeys([*first, *second]) if sample not in self.small]
@@ -160,10 +160,10 @@ class _Looks:
 
 
 class _Hashes:
-    """Hashes of images, kept on disk by path, size and time of change.
+    """Hashes of images, cached on disk by path, size and modification time.
 
     Args:
-        path: The file; one that cannot be read is begun anew.
+        path: File of the cache. If it cannot be read, a new one is written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -175,7 +175,7 @@ class _Hashes:
         self.before = len(self.known)
 
     def of(self, samples: Sequence[Sample], pool: ThreadPoolExecutor, progress: bool) -> np.ndarray:
-        """Returns the hashes of images, `[N, 6]`, uint64; all 0 where one cannot be read."""
+        """Returns the hashes of images, `[N, 6]`, uint64; all 0 for an image that cannot be read."""
         keys = [_key(sample) for sample in samples]
         new = [(key, sample) for key, sample in zip(keys, samples, strict=True) if key not in self.known]
         found = mapped(pool, _hashes_of, (sample for _, sample in new))
@@ -189,7 +189,7 @@ class _Hashes:
         return np.array([hashes[key] for key in keys], np.uint64).reshape(-1, len(VIEWS))
 
     def save(self) -> None:
-        """Writes what is new; where that cannot be written, the next time takes as long as this."""
+        """Writes new hashes. If they cannot be written, they are computed again next time."""
         if len(self.known) == self.before:
             return
         with suppress(UserError, OSError):
@@ -200,7 +200,7 @@ class _Hashes:
 
 
 def _cache_path() -> Path:
-    """Returns the file that keeps hashes, among what a user's programs may lose. No name of an image stands in it."""
+    """Returns the file of the hashes, in the user's cache folder. It contains no image names."""
     folder = os.environ.get("AFCLIP_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "afclip_lightning")
     return Path(folder).expanduser() / "picture_hashes.npz"
 
@@ -245,7 +245,7 @@ def _content(path: Path) -> str:
 
 
 def told(copies: Sequence[Copy], most: int = 5) -> str:
-    """Returns copies as a sentence each, of more than `most` the number of the others at the end."""
+    """Returns one sentence per copy, for at most `most` copies, and the number of the others."""
     lines = [
         f"{shown(copy.second.image_path)}, of {shown(copy.second.dataset)}, is {copy.kind} as "
         f"{shown(copy.first.image_path)}, of {shown(copy.first.dataset)}."

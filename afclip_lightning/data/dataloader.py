@@ -1,4 +1,4 @@
-"""The loader of batches: goes on in the middle of an epoch, and leaves out what cannot be read where that is wanted."""
+"""The loader of batches. It can resume within an epoch, and can skip images that cannot be read."""
 
 import re
 from collections.abc import Iterator
@@ -16,31 +16,31 @@ from afclip_runtime.errors import DatasetError
 
 
 class AnomalyLoader(DataLoader[Any]):
-    """Batches of an `AnomalyDataset`. What was left out is noted in its `skipped`; a batch of nothing is not given.
+    """Batches of an `AnomalyDataset`. Its `skipped` lists the images that were left out. Empty batches are not given.
 
-    In training they go on in the middle of an epoch, in its order; a checkpoint keeps where. What the run had had of
-    the epoch is read again and dropped: reading costs little beside the backbone's pass.
+    Training can resume within an epoch, in the same order. A checkpoint keeps the position. Earlier batches of the
+    epoch are read again and dropped, because reading takes little time compared with the backbone.
     """
 
     dataset: AnomalyDataset
-    _order: Tensor | None = None  # torch's random state when the epoch began, which its order follows from
+    _order: Tensor | None = None  # torch's random state at the start of the epoch, which determines its order
     _given = 0
     _resume: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns how the epoch began and how many of its batches were given."""
+        """Returns the random state at the start of the epoch and the number of batches given since."""
         return {"order": self._order, "given": self._given}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Lets the next epoch be the rest of that one, if it had begun; the order of a new one is drawn."""
+        """Makes the next epoch the rest of the saved one, if that had begun. Otherwise a new order is drawn."""
         self._resume = state if state["given"] else None
 
     def end_epoch(self) -> None:
-        """Says that an epoch is over, though there may be batches that a limit left."""
+        """Marks the epoch as completed, even if a limit has left batches."""
         self._given = 0
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        """Yields the batches and notes what was left out; draws nothing before the first is asked for.
+        """Yields the batches and records images that were left out. No random number is drawn before the first batch.
 
         Raises:
             DatasetError: Not one image could be read.
@@ -55,7 +55,7 @@ class AnomalyLoader(DataLoader[Any]):
             raise DatasetError(f"None of the images can be read. The first: {next(iter(skipped.values()))}")
 
     def _rest(self) -> Iterator[tuple[Batch | None, list[Unread]]]:
-        """Yields what `Collate` gives, from where a checkpoint says."""
+        """Yields the results of `Collate`, from the position of a checkpoint on."""
         resume, self._resume = self._resume, None
         had, now = resume["given"] if resume else 0, torch.get_rng_state()
         if resume:
@@ -75,11 +75,11 @@ def make_loader(
     """Returns a loader of batches.
 
     Args:
-        dataset: What is loaded.
-        batch_size: Images per batch; where they are seen in tiles, views that a backbone is given together.
-        num_workers: Loader processes; 0 loads in the main process.
+        dataset: The dataset.
+        batch_size: Images per batch. For tiled images: number of views that the backbone encodes together.
+        num_workers: Number of loader processes; 0 loads in the main process.
         sampler: Order of a pass.
-        training: Whether the batches are for training, which has no use for the regions of masks.
+        training: Whether the batches are for training, which does not need the regions of masks.
     """
     loading = dataset.loading
     return AnomalyLoader(
@@ -95,7 +95,7 @@ def make_loader(
 
 
 def killed_loader(error: BaseException) -> str:
-    """Returns what a user can do where a loader's process was killed; an empty text for any other error."""
+    """Returns a message with the remedy if a loader process was killed; an empty text for any other error."""
     if not isinstance(error, RuntimeError) or not re.search(
         r"DataLoader worker.*(exited unexpect|killed by)", str(error)
     ):
@@ -107,9 +107,9 @@ def killed_loader(error: BaseException) -> str:
 
 
 def keep_memory(worker: int) -> None:
-    """Makes the C library keep the memory of an image for the next one.
+    """Makes the C library reuse the memory of an image for the next one.
 
-    glibc gives large blocks back to the system, and each new one costs a page fault per page, a quarter of the time of
-    decoding; it keeps what is no larger than the largest block that was freed. No page of this one is touched.
+    glibc returns large blocks to the system, and each new block costs one page fault per page, a quarter of the
+    decoding time. It keeps blocks up to the size of the largest block that was freed. No page of this block is touched.
     """
-    np.empty(2**25 - 2**16, np.uint8)  # just below the largest that counts
+    np.empty(2**25 - 2**16, np.uint8)  # just below the largest size that has this effect

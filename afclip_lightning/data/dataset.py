@@ -1,4 +1,4 @@
-"""From samples to what a batch needs of them: decoded, resized, kept in memory where that is wanted."""
+"""Reads samples for a batch: decodes, resizes, and caches them on request."""
 
 import math
 import mmap
@@ -32,20 +32,20 @@ Pixels = tuple[np.ndarray, np.ndarray | None]  # resized image [H, W, 3] and mas
 
 
 class Item(NamedTuple):
-    """What is read of a sample.
+    """The data of a sample.
 
     Attributes:
-        position: Of the sample in the dataset.
-        image: `[H, W, 3]`, uint8, at the backbone's size; `None` where its features were read instead.
-        mask: `[H, W]`, uint8, where there is one.
+        position: Position of the sample in the dataset.
+        image: `[H, W, 3]`, uint8, at the backbone's size; `None` if its features were read instead.
+        mask: `[H, W]`, uint8, if there is one.
         sample: The sample.
         references: Positions of its references.
-        digest: What its features are kept under; empty without a store.
-        features: Its features by name.
-        reference_only: Whether it is there as a reference of others only.
-        facts: What is known of its mask at the image's own size; `None` in training.
-        views: `[V, H, W, 3]`, uint8: the image in tiles, where it is to be seen so.
-        defects: Its defects at the size that is evaluated, where its set says when one is found whole.
+        digest: Key of its features in the store; empty without a store.
+        features: Features of the sample, by name.
+        reference_only: Whether it is only a reference of other samples.
+        facts: Facts of its mask at the image's own size; `None` in training.
+        views: `[V, H, W, 3]`, uint8: tiles of the image, if images are tiled.
+        defects: Defects at the evaluated size, if the dataset defines saturations.
     """
 
     position: int
@@ -66,9 +66,9 @@ class Unread:
     """An image that was left out.
 
     Attributes:
-        position: Of its sample in the dataset.
-        path: The image.
-        reason: Why, naming the file that is at fault.
+        position: Position of its sample in the dataset.
+        path: Path of the image.
+        reason: Reason, which names the faulty file.
     """
 
     position: int
@@ -77,36 +77,36 @@ class Unread:
 
 
 class PixelCache:
-    """Resized images and masks of the first samples, as many as fit, in memory that forked processes share.
+    """Cache of resized images and masks of the first samples, as many as fit, in memory that forked processes share.
 
     Args:
-        count: Samples of the dataset.
+        count: Number of samples of the dataset.
         shape: Height and width of an image, in pixels.
-        limit_mb: Most memory to take; it is taken when images come in.
+        limit_mb: Memory limit in MB. Memory is used only as images are added.
     """
 
     def __init__(self, count: int, shape: tuple[int, int], limit_mb: int) -> None:
         self.arguments = (count, shape, limit_mb)
         area = math.prod(shape)
         self.capacity = min(count, limit_mb * 2**20 // (4 * area + 1))
-        # anonymous pages and not /dev/shm, which containers keep small
+        # anonymous pages instead of /dev/shm, which is small in containers
         pages = np.frombuffer(mmap.mmap(-1, max(1, self.capacity * (4 * area + 1))), np.uint8)
         self.filled, images, masks = np.split(pages, [self.capacity, self.capacity * (3 * area + 1)])
         self.images = images.reshape(self.capacity, *shape, 3)
         self.masks = masks[: self.capacity * area].reshape(self.capacity, *shape)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A process that is not forked begins with an empty one of its own.
+        # A process that is not forked starts with its own empty cache.
         return PixelCache, self.arguments
 
     def get(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """Returns the image `[H, W, 3]` and the mask `[H, W]`, not to be written to; `None` if they are not there."""
+        """Returns the image `[H, W, 3]` and the mask `[H, W]`, both read-only; `None` if they are not cached."""
         if index >= self.capacity or not self.filled[index]:
             return None
         return self.images[index], self.masks[index]
 
     def turn(self, index: int) -> int:
-        """Returns how the mask of an image that is there was turned, 1 to 8."""
+        """Returns the orientation of the mask of a cached image, 1 to 8."""
         return int(self.filled[index])
 
     def put(self, index: int, image: np.ndarray, mask: np.ndarray | None, turn: int = 1) -> None:
@@ -124,12 +124,12 @@ class AnomalyDataset(Dataset[Any]):
     Args:
         samples: The samples.
         preprocess: Turns a decoded image and mask into tensors.
-        loading: Whether to decode drafts and to cache, and what a loader is given where a file cannot be read.
-        references: Positions in `samples` of each sample's reference images, equally many; `None` for none.
-        store: Where the features of images may lie.
-        facts: What to find out of masks at their own size: nothing, how much they mark, or that and their regions.
-        tiling: How images are seen beside the whole; `None` where they are not. Nothing is cached or drafted then.
-        skipped: Where the loader notes which images were left out and why, with `on_error: skip`.
+        loading: Options of drafts, of the cache and of files that cannot be read.
+        references: Positions in `samples` of each sample's reference images, equally many per sample; `None` for none.
+        store: Feature store, if there is one.
+        facts: Facts of masks at their own size: none, the marked area, or the marked area and the regions.
+        tiling: Tiling of the images; `None` for no tiles. With tiles, neither cache nor drafts are used.
+        skipped: Filled by the loader with the images that were left out, and the reasons, with `on_error: skip`.
     """
 
     def __init__(
@@ -171,17 +171,17 @@ class AnomalyDataset(Dataset[Any]):
         return self.preprocess.to_tensors([item.image])[0], self.preprocess.to_masks([item.mask])[0], item.sample
 
     def __getitems__(self, indices: Sequence[int]) -> list[Item | Unread]:
-        """Returns what a loader collates: what was read of each sample, then of each reference that is none of them.
+        """Returns the items that a loader collates: each sample, then each reference that is not among the samples.
 
-        Samples are read all as images or all as features, references as images and once.
+        Samples are read either all as images or all as features. Each reference is read once, as an image.
 
         Raises:
-            DatasetError: See `read`; with `on_error: skip` there is an `Unread` in its place.
+            DatasetError: See `read`. With `on_error: skip`, the list has an `Unread` instead.
         """
         wanted = dict.fromkeys(other for index in indices for other in self._references_of(index))
         extra = [self._try(other, pixels=True) for other in wanted if other not in indices]
         items = [self._try(index) for index in indices]
-        # one that is left out may be the reference of another, and then its image is needed
+        # an image that is left out may be the reference of another, and then it is needed
         kept = {isinstance(item, Item) and item.features is not None for item in items}
         if len(kept) == 2 or (True in kept and not all(isinstance(item, Item) for item in extra)):
             items = [self._try(index, pixels=True) for index in indices]
@@ -199,11 +199,11 @@ class AnomalyDataset(Dataset[Any]):
         return self.references[index] if self.references else ()
 
     def read(self, index: int, pixels: bool = False) -> Item:
-        """Returns what a batch needs of a sample: pixels resized and not yet normalised, or its features if kept.
+        """Returns the data of a sample: resized pixels, not yet normalised, or its stored features.
 
         Args:
-            index: Which sample.
-            pixels: Read the image even where its features are kept.
+            index: Position of the sample.
+            pixels: Read the image even if its features are stored.
 
         Raises:
             DatasetError: The image or its mask cannot be read, their sizes differ, or the mask marks nothing.
@@ -230,24 +230,24 @@ class AnomalyDataset(Dataset[Any]):
         resized: Pixels | None = self.cache.get(index) if self.cache else None
         if self.cache and resized is not None:
             mask = None
-            if (self.facts != "none" or sample.roi) and sample.mask_path:  # read again for what the cache does not hold
+            if (self.facts != "none" or sample.roi) and sample.mask_path:  # facts are not in the cache
                 region = read_mask(sample.mask_path, sample.mask_threshold)
                 mask = _inspected(sample, upright(region, self.cache.turn(index)))
             return _judged(sample, mask), *resized, self._facts(sample, mask), None
         picture, mask, turn = self._decode(sample)
         facts, image = self._facts(sample, mask, picture.shape), picture.rgb(sample.white)
         if sample.roi is not None:
-            sample.roi.inside(image.shape[0], image.shape[1], sample.image_path)  # one of another shape is named
+            sample.roi.inside(image.shape[0], image.shape[1], sample.image_path)  # checks the shape
         resized = self.preprocess.resize(image, mask, sample.roi)
         if self.cache:
             self.cache.put(index, *resized, turn)
         return _judged(sample, mask), *resized, facts, self._views(image, sample) if self.tiling else None
 
     def _views(self, image: np.ndarray, sample: Sample) -> Tensor:
-        """Returns an image in tiles, `[V, H, W, 3]`, uint8.
+        """Returns the tiles of an image, `[V, H, W, 3]`, uint8.
 
         Raises:
-            UserError: There are too many of them.
+            UserError: There are too many tiles.
         """
         assert self.tiling is not None
         height, width = image.shape[:2]
@@ -255,12 +255,12 @@ class AnomalyDataset(Dataset[Any]):
         return torch.from_numpy(np.stack([layout.cut(image, view) for view in layout.views]))
 
     def _facts(self, sample: Sample, mask: np.ndarray | None, shape: tuple[int, ...] | None = None) -> MaskFacts | None:
-        """Returns what is wanted of a mask; without one, that nothing is marked.
+        """Returns the requested facts of a mask; without a mask, that nothing is marked.
 
         Args:
-            sample: Whose mask it is.
+            sample: Sample of the mask.
             mask: `[H, W]`, or `None`.
-            shape: Height and width of the image, where they are known.
+            shape: Height and width of the image, if they are known.
         """
         if self.facts == "none":
             return None
@@ -271,10 +271,10 @@ class AnomalyDataset(Dataset[Any]):
         return MaskFacts((shape[0], shape[1]) if shape else (0, 0))
 
     def _defects(self, sample: Sample, mask: np.ndarray | None) -> tuple[Defect, ...]:
-        """Returns the defects of a sample at the size that is evaluated; none in training.
+        """Returns the defects of a sample at the evaluated size; none in training.
 
         Args:
-            sample: Whose defects they are.
+            sample: The sample.
             mask: `[H, W]`, at the backbone's size.
         """
         if self.facts == "none" or sample.saturations is None or mask is None:
@@ -286,13 +286,13 @@ class AnomalyDataset(Dataset[Any]):
         return as_defects(found)
 
     def _decode(self, sample: Sample) -> tuple[Picture, np.ndarray | None, int]:
-        """Returns the image, its mask `[H, W]`, uint8, inside the region of interest, and how that was turned."""
+        """Returns the image, its mask `[H, W]`, uint8, inside the region of interest, and the mask's orientation."""
         picture = read(sample.image_path, draft=self.draft)
         return (picture, *(self._mask(sample, picture) if sample.mask_path else (None, 1)))
 
     @staticmethod
     def _mask(sample: Sample, image: Picture | Path) -> tuple[np.ndarray, int]:
-        """Returns the mask of a sample, `[H, W]`, and how it was turned: see `read_mask_of`."""
+        """Returns the mask of a sample, `[H, W]`, and its orientation; see `read_mask_of`."""
         assert sample.mask_path is not None
         mask, turn = read_mask_of(image, sample.mask_path, sample.mask_threshold)
         if not mask.any():
@@ -304,7 +304,7 @@ class AnomalyDataset(Dataset[Any]):
 
 
 def _inspected(sample: Sample, mask: np.ndarray) -> np.ndarray:
-    """Returns a mask `[H, W]` without what lies outside of the region of interest."""
+    """Returns a mask `[H, W]` that is cleared outside the region of interest."""
     if sample.roi is None:
         return mask
     height, width = mask.shape
@@ -312,14 +312,14 @@ def _inspected(sample: Sample, mask: np.ndarray) -> np.ndarray:
 
 
 def _judged(sample: Sample, mask: np.ndarray | None) -> Sample:
-    """Returns a sample with the label that its inspected part has: normal where all that is marked lies outside."""
+    """Returns a sample with the label of its inspected part: normal if the mask marks nothing there."""
     if sample.roi is None or mask is None or mask.any():
         return sample
     return replace(sample, label=0, mask_path=None, defect_type="")
 
 
 def mask_facts(mask: np.ndarray, areas: bool = False) -> MaskFacts:
-    """Returns what is known of a mask.
+    """Returns the facts of a mask.
 
     Args:
         mask: `[H, W]`, uint8 in {0, 1}.
@@ -336,7 +336,7 @@ def mask_facts(mask: np.ndarray, areas: bool = False) -> MaskFacts:
 
 
 def pixels_of(batch: Batch, row: int, preprocess: Preprocess) -> np.ndarray:
-    """Returns an image of a batch as the backbone sees it, `[H, W, 3]`, uint8: from its file if its features were read.
+    """Returns an image of a batch at the backbone's size, `[H, W, 3]`, uint8. Reads the file if the batch has features.
 
     Raises:
         DatasetError: The file cannot be read.

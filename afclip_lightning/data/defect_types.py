@@ -1,4 +1,4 @@
-"""What is wrong with the anomalous images of a category, where a set says so."""
+"""Defect types of anomalous images, for datasets that name them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,8 +13,8 @@ def with_defect_types(samples: Sequence[Sample], types: Mapping[Path, str]) -> l
 
     Args:
         samples: The samples.
-        types: By path of an anomalous image, what is wrong with it; empty where the set does not say. Where there is
-            one type only (`bad`) it tells nothing, and is left out.
+        types: Defect type by path of an anomalous image; empty if the dataset does not name it. A single type (`bad`)
+            carries no information and is left out.
     """
     if len({name for name in types.values() if name}) < 2:
         return list(samples)

@@ -1,4 +1,4 @@
-"""Defects one by one, for sets that say how much of each has to be found: their files, and when one is found whole."""
+"""Single defects, for datasets with saturations: their mask files, and how much of each has to be found."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ RESTORE = "Restore the file from the dataset's archive."
 
 @dataclass(frozen=True)
 class _Kind:
-    """An entry of `defects_config.json`, as MVTec LOCO AD has it; its name is for people."""
+    """An entry of `defects_config.json`, in the format of MVTec LOCO AD. Its name is informative only."""
 
     pixel_value: int
     saturation_threshold: float
@@ -31,11 +31,11 @@ class _Kind:
 def read_saturations(path: Path) -> Saturations:
     """Returns the saturation of each kind of defect of a category, from its `defects_config.json`.
 
-    A list of objects with `defect_name`, `pixel_value` (1 to 65535, each once), `saturation_threshold` (above 0; a
-    share is at most 1) and `relative_saturation`.
+    The file is a list of objects with `defect_name`, `pixel_value` (1 to 65535, each once), `saturation_threshold`
+    (above 0; at most 1 if it is a share) and `relative_saturation`.
 
     Raises:
-        DatasetError: The file is absent, or is not so; the message names the entry.
+        DatasetError: The file is absent or has another form. The message names the entry.
     """
     kinds: dict[int, Saturation] = {}
     for number, entry in enumerate(read_json(path, list[_Kind], remedy=RESTORE, error=DatasetError), 1):
@@ -55,7 +55,7 @@ def mask_folders(mask_root: Path, normal_folder: str = "good") -> list[Path]:
 
     Args:
         mask_root: The folder `ground_truth` of a category.
-        normal_folder: Name of the kind that is none.
+        normal_folder: Name of the folder of normal images, which is left out.
     """
     kinds = (kind for kind in list_folders(mask_root) if kind.name != normal_folder)
     return [folder for kind in kinds for folder in list_folders(kind)]
@@ -66,17 +66,17 @@ def read_defects(
 ) -> list[tuple[np.ndarray, float]]:
     """Returns each defect of an image, `[H, W]`, uint8 in {0, 1}, upright, and its saturation, a share in (0, 1].
 
-    A file of the folder is one defect, whatever number of parts it has. The value of its pixels says of which kind it
-    is; see `saturation_share`.
+    Each file of the folder is one defect, whatever its number of parts. The value of its pixels is the kind of the
+    defect; see `saturation_share`.
 
     Args:
-        folder: Of the image's masks, of which `read_mask_of` is the union.
-        saturations: Of the image's category.
+        folder: Folder of the image's masks. `read_mask_of` returns their union.
+        saturations: Saturations of the image's category.
         shape: Height and width of the upright image, in pixels.
-        orientation: How the image lies in its file, 1 to 8.
+        orientation: Orientation of the image in its file, 1 to 8.
 
     Raises:
-        DatasetError: A file cannot be read, marks nothing or has several values, or is of a kind that is not known.
+        DatasetError: A file cannot be read, marks nothing, has several values, or is of an unknown kind.
     """
     kinds = {kind.value: kind for kind in saturations.kinds}
     found = []
@@ -102,14 +102,14 @@ def read_defects(
 
 
 def saturation_share(kind: Saturation, area: int) -> float:
-    """Returns the share of a defect that has to be found for it to count as found whole, in (0, 1].
+    """Returns the share of a defect that has to be found for it to count as wholly found, in (0, 1].
 
-    Of an absolute threshold, in pixels: `min(threshold, area) / area`. Of a relative one: `floor(threshold area) /
-    area`, at least one pixel. As a share it holds at any size that the mask is resized to.
+    For an absolute threshold, in pixels, it is `min(threshold, area) / area`. For a relative threshold it is
+    `floor(threshold area) / area`, at least one pixel. The share holds for any size of the resized mask.
 
     Args:
-        kind: Of the defect.
-        area: Of the defect at the image's own size, in pixels, at least 1.
+        kind: Saturation of the defect's kind.
+        area: Area of the defect at the image's own size, in pixels, at least 1.
 
     Reference: Bergmann et al., Beyond Dents and Scratches, IJCV 130 (2022); the rounding is that of the evaluation
         code that MVTec publishes with the set.
@@ -121,7 +121,7 @@ def saturation_share(kind: Saturation, area: int) -> float:
 def resized(
     defects: list[tuple[np.ndarray, float]], resize: Callable[[np.ndarray], np.ndarray], mask: np.ndarray
 ) -> list[tuple[np.ndarray, float]]:
-    """Returns defects at another size, each within the resized mask; one that resizing loses is left out.
+    """Returns defects at another size, each within the resized mask. Defects that vanish by resizing are left out.
 
     Args:
         defects: See `read_defects`.
@@ -133,15 +133,15 @@ def resized(
 
 
 def as_defects(found: Sequence[tuple[np.ndarray, float]]) -> tuple[Defect, ...]:
-    """Returns defects as they are handed on; see `read_defects`."""
-    import torch  # which a look at a dataset's files does without
+    """Returns defects in the form of a batch; see `read_defects`."""
+    import torch  # not needed for checks of a dataset's files
 
     parts = ((*cropped(region), share) for region, share in found)
     return tuple(Defect(torch.from_numpy(part), corner, share) for part, corner, share in parts)
 
 
 def cropped(region: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-    """Returns the part of an array `[H, W]` that holds all that is not 0, at least one value, and where it begins."""
+    """Returns the smallest part of an array `[H, W]` with all its non-zero values, and the position of its corner."""
     rows, columns = region.any(1).nonzero()[0], region.any(0).nonzero()[0]
     part = region[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     return np.ascontiguousarray(part), (int(rows[0]), int(columns[0]))

@@ -1,4 +1,4 @@
-"""Says what is wrong with a dataset on disk, before a result says it."""
+"""Finds problems of a dataset on disk before they affect results."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -29,14 +29,14 @@ SHOWN = 40  # problems and notes that the report prints; the JSON has all
 
 @dataclass
 class CategoryReport:
-    """What was found of one category.
+    """Findings on one category.
 
     Attributes:
         category: The category.
-        found: Images on disk: train normal, test normal, test anomalous; `None` where they cannot be listed.
-        published: The same as published; `None` where nothing is.
-        masks: Masks on disk.
-        sizes: Smallest and largest width and height in pixels, `[w, h, w, h]`, of what can be read.
+        found: Numbers of images on disk: train normal, test normal, test anomalous; `None` if they cannot be listed.
+        published: The published numbers; `None` if none are published.
+        masks: Number of masks on disk.
+        sizes: Smallest and largest width and height in pixels, `[w, h, w, h]`, of images that can be read.
     """
 
     category: str
@@ -48,16 +48,16 @@ class CategoryReport:
 
 @dataclass
 class Report:
-    """What was found of a dataset.
+    """Findings on a dataset.
 
     Attributes:
-        dataset: Its name.
-        root: Its folder.
-        licence: Its licence.
-        categories: One report a category.
-        left_out: What lies in its folders and is not read though it might be an image.
-        problems: What is wrong, or should be looked at, one sentence each; empty if the dataset is as it should be.
-        notes: What is worth knowing and not wrong.
+        dataset: Name of the dataset.
+        root: Folder of the dataset.
+        licence: Licence of the dataset.
+        categories: One report per category.
+        left_out: Unread files in its folders that might be images.
+        problems: Problems, and doubts that should be checked, one sentence each; empty if there are none.
+        notes: Remarks that are not problems, one sentence each.
     """
 
     dataset: str
@@ -71,17 +71,17 @@ class Report:
 
 @dataclass
 class _Seen:
-    """One sample after a look at its pixels.
+    """One sample after its pixels were read.
 
     Attributes:
         sample: The sample.
         size: Width and height, `None` if the image cannot be read.
-        digest: Of its pixels.
-        problems: What is wrong with it, one sentence each.
-        remarks: What is worth knowing of the image, each as it ends a sentence on a number of images.
-        mask_notes: And of the mask.
+        digest: Digest of its pixels.
+        problems: Problems of the sample, one sentence each.
+        remarks: Remarks on the image, each as the end of a sentence on a number of images.
+        mask_notes: Remarks on the mask, in the same form.
         marked: Share of the picture that its mask marks.
-        cut: Highest value of a mask saved with loss that is still normal; `None` if it was saved without.
+        cut: Highest normal value of a mask in a lossy format; `None` for a lossless format.
     """
 
     sample: Sample
@@ -100,26 +100,26 @@ def examine(
     progress: bool = False,
     check: Callable[[AnomalyDataModule, str], None] = lambda dataset, stage: dataset.check(stage),
 ) -> Report:
-    """Returns a report on a dataset; reads every image and mask of it, and changes nothing.
+    """Returns a report on a dataset. Reads every image and mask, and changes nothing.
 
     Args:
         dataset: The dataset.
-        threads: Files that are read at a time.
-        progress: Show a bar on the error stream.
-        check: How its layout is checked.
+        threads: Number of files that are read at a time.
+        progress: Show a progress bar on the error stream.
+        check: Function that checks its layout.
     """
     report = Report(dataset.name, str(dataset.root), dataset.licence)
     try:
         check(dataset, "predict")
     except DatasetError as error:
         report.problems.append(str(error))
-    if not dataset.root.is_dir():  # no error to a set that a run makes, but there is nothing to examine
+    if not dataset.root.is_dir():  # not an error for a dataset that a run creates, but there is nothing to examine
         report.problems = report.problems or [f"{dataset.root}: there is no such folder."]
         return report
     complete = not report.problems
     try:
         categories = dataset.selected_categories()
-    except DatasetError as error:  # a table that cannot be read, a category that it does not have
+    except DatasetError as error:  # such as an unreadable table or an unknown category
         report.problems = [str(error)]
         return report
     samples: dict[str, list[Sample]] = {}
@@ -158,7 +158,7 @@ def examine(
 
 
 def _tell_left_out(dataset: AnomalyDataModule, report: Report) -> None:
-    """Notes what is not read, what may be read wrongly, and images whose names look alike."""
+    """Reports unread files, folders that may be read wrongly, and images whose names look alike."""
     try:
         for split in SPLITS:
             report.left_out += dataset.left_out(split)
@@ -170,7 +170,7 @@ def _tell_left_out(dataset: AnomalyDataModule, report: Report) -> None:
 
 
 def _list(dataset: AnomalyDataModule, category: str, split: Split, problems: list[str]) -> list[Sample] | None:
-    """Returns the samples, or `None` after noting why they cannot be listed."""
+    """Returns the samples; if they cannot be listed, adds the problem and returns `None`."""
     try:
         return dataset.as_read(dataset.find_samples(category, split))
     except UnpairedError as error:
@@ -185,8 +185,8 @@ def _count(samples: list[Sample] | None, label: int) -> int | None:
 
 
 def _wrong_counts(dataset: AnomalyDataModule, rows: list[CategoryReport]) -> Iterable[str]:
-    """Yields where the images on disk are not as many as published: a category, or all where one has no number."""
-    listed = [row for row in rows if row.found != (0, 0, 0)]  # of the others more was said: no folder, or an empty one
+    """Yields differences from the published numbers: per category, or of all together if a category has no number."""
+    listed = [row for row in rows if row.found != (0, 0, 0)]  # the others have no folder or an empty one: reported
     for row in listed:
         for what, found, published in zip(COUNTED, row.found, row.published, strict=True):
             if published is not None and found is not None and found != published:
@@ -202,7 +202,7 @@ def _wrong_counts(dataset: AnomalyDataModule, rows: list[CategoryReport]) -> Ite
 
 
 def _look(sample: Sample) -> _Seen:
-    """Returns what the files of a sample hold."""
+    """Reads the files of a sample and returns the findings."""
     seen, picture = _Seen(sample), None
     try:
         picture = read(sample.image_path)
@@ -227,15 +227,15 @@ def _look(sample: Sample) -> _Seen:
 
 
 def _look_at_mask(file: Path, seen: _Seen, picture: Picture | None) -> np.ndarray:
-    """Returns what a mask file marks, `[H, W]`, bool, and notes what is wrong with it.
+    """Returns the pixels that a mask file marks, `[H, W]`, bool, and adds its problems.
 
     Args:
-        file: The mask, or one of several of the image.
-        seen: What is noted of the sample.
+        file: The mask, or one of several masks of the image.
+        seen: Findings on the sample, to which problems are added.
         picture: The image, if it could be read.
 
     Raises:
-        DatasetError: It cannot be read.
+        DatasetError: The mask cannot be read.
     """
     mask = read(file, stored=True)
     seen.mask_notes = mask.notes
@@ -250,7 +250,7 @@ def _look_at_mask(file: Path, seen: _Seen, picture: Picture | None) -> np.ndarra
     marked = np.unique(values[values > cut])
     if not len(marked):
         seen.problems.append(f"{file}: the mask is empty, but its image is anomalous.")
-    # Several low values are class numbers, as VisA's. Where a threshold cuts, smooth edges are expected.
+    # Several low values are class numbers, as in VisA. With a threshold, smooth edges are expected.
     elif not cut and len(marked) > 1 and marked[-1] > 127:
         seen.problems.append(f"{file}: the mask is not binary: {len(marked)} values above 0 count as anomalous.")
     return np.asarray(values > cut)
@@ -264,7 +264,7 @@ def _mask_of(seen: _Seen) -> Path:
 def _tell_pixels(
     looked_at: list[_Seen], by_category: Mapping[str, list[_Seen]], dataset: AnomalyDataModule, report: Report
 ) -> None:
-    """Notes what is worth knowing of pixels and no file's own fault, with numbers of images and masks."""
+    """Adds remarks on pixels that are not faults of a single file, with numbers of images and masks."""
     report.notes += say(Counter(remark for seen in looked_at for remark in seen.remarks))
     report.notes += say(Counter(note for seen in looked_at for note in seen.mask_notes), "mask")
     for cut in sorted({seen.cut for seen in looked_at if seen.cut is not None}):
@@ -278,12 +278,12 @@ def _tell_pixels(
         most = [seen for seen in masked if seen.marked > MOSTLY_MARKED]
         if most:
             said = say_mostly(row.category, len(most), _mask_of(most[0]))
-            # a defect may be large, and hardly ever are most of them
+            # a defect may be large, but most of them rarely are
             (report.problems if 2 * len(most) > len(masked) else report.notes).append(said)
 
 
 def _find_duplicates(looked_at: list[_Seen], root: Path, report: Report) -> None:
-    """Notes images of equal pixels: wrong between training and test, or under both labels; else worth a note."""
+    """Reports images with equal pixels: a problem between training and test or between labels, otherwise a note."""
     groups: dict[str, list[Sample]] = defaultdict(list)
     for seen in looked_at:
         if seen.digest:
@@ -304,7 +304,7 @@ def _find_duplicates(looked_at: list[_Seen], root: Path, report: Report) -> None
 
 
 def render(report: Report) -> str:
-    """Returns the report as text for a person."""
+    """Returns the report as text."""
     rows: list[tuple[str, ...]] = [("category", "train normal", "test normal", "test anomalous", "masks", "pixels")]
     for row in report.categories:
         counts = [_against(found, published) for found, published in zip(row.found, row.published, strict=True)]

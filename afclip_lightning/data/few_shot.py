@@ -15,17 +15,17 @@ from afclip_runtime.images.find import list_images, survey
 
 
 def select_few_shot(normal: Sequence[Sample], k_shot: int, seed: int, category: str, place: str) -> list[Sample]:
-    """Returns k of a category's normal training images, in their order; the same on every machine.
+    """Returns k of a category's normal training images, in their order. They are the same on every machine.
 
     Args:
         normal: The images to select from, sorted by path.
-        k_shot: How many.
-        seed: Seed of the selection, which has its own stream for each category.
+        k_shot: Number of images.
+        seed: Seed of the selection. Each category has its own random stream.
         category: The category.
-        place: What messages call it.
+        place: Name of the category in messages.
 
     Raises:
-        DatasetError: There are fewer than `k_shot`.
+        DatasetError: There are fewer than `k_shot` images.
     """
     if len(normal) < k_shot:
         remedy = "Lower k_shot or add images." if normal else "It can only be tested zero-shot: leave it out."
@@ -39,14 +39,14 @@ def given_few_shot(folder: Path, dataset: str, category: str, k_shot: int, alone
     """Returns the few-shot images of a category that were chosen by hand.
 
     Args:
-        folder: Holds them, in `<dataset>/<category>`, `<category>` or, where it is the only one, directly.
+        folder: Folder of the images, in `<dataset>/<category>`, in `<category>` or, for a single category, directly.
         dataset: Name of the dataset.
         category: The category.
-        k_shot: How many there must be.
+        k_shot: Required number of images.
         alone: Whether the category is the dataset's only one in use.
 
     Raises:
-        DatasetError: There are not as many.
+        DatasetError: The number of images is not `k_shot`.
     """
     places = [find(folder, Path(dataset) / category), find(folder, category)]
     place = next((p for p in places if p.is_dir()), folder if alone else places[-1])
@@ -61,12 +61,12 @@ def given_few_shot(folder: Path, dataset: str, category: str, k_shot: int, alone
 
 
 def record_of(samples: Sequence[Sample], root: Path, seed: int | None) -> dict[str, Any]:
-    """Returns what the run folder keeps of the few-shot images of a category.
+    """Returns the record of a category's few-shot images for the run folder.
 
     Args:
         samples: The images, of one category.
-        root: Folder that their paths are given in.
-        seed: Seed of the selection; `None` where they were chosen by hand.
+        root: Folder to which their paths are relative.
+        seed: Seed of the selection; `None` if they were chosen by hand.
     """
     return {
         "dataset": samples[0].dataset,

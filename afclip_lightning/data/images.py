@@ -31,7 +31,7 @@ def file_inside(root: Path, relative: str, where: str) -> Path:
     try:
         there = path.is_file()
     except OSError as error:  # a name that is too long, a folder that may not be read
-        raise DatasetError(f"{where}: {relative[:80]!r} names no file ({error.strerror}). Mend the line.") from error
+        raise DatasetError(f"{where}: {relative[:80]!r} names no file ({error.strerror}). Correct the line.") from error
     if not there:
         raise DatasetError(f"{where}: there is no file {path}. Restore it or remove the line.")
     return path

@@ -26,7 +26,7 @@ def find_region(place: Path, category: str) -> Path | None:
     """
     if not place.is_dir():
         if not place.exists():
-            raise DatasetError(f"{place}: there is no such file or folder of regions of interest. Mend --loading.roi.")
+            raise DatasetError(f"{place}: there is no such file or folder of regions of interest. Fix --loading.roi.")
         return place
     found = [path for path in sorted(place.iterdir()) if path.stem == category and path.suffix.lower() in SUFFIXES]
     if len(found) > 1:

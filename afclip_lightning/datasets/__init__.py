@@ -1,1 +1,1 @@
-"""The datasets: what `data.class_path` may name."""
+"""The dataset classes, which `data.class_path` may name."""

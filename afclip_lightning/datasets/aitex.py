@@ -15,10 +15,10 @@ class AITEX(TiledLayout):
     """AITEX as DRA and InCTRL prepare it: squares of 256 pixels, about 564 normal and 183 anomalous, with masks.
 
     The 245 photographed strips of 4096×256 pixels are cut into squares. Squares of defect-free strips are normal, and a
-    quarter of them is held out for testing; squares of defective strips are anomalous where their mask marks something
-    and are left out where it does not. The published numbers are approximate, so there are no counts to compare with.
+    quarter of them is held out for testing. Squares of defective strips are anomalous if their mask marks something,
+    otherwise they are left out. The published numbers are approximate, so there are no counts to compare with.
 
-    A strip with several masks counts with their union; a defective strip without mask is left out with a warning.
+    If a strip has several masks, their union is used. A defective strip without a mask is left out with a warning.
 
     Reference: Silvestre-Blanes et al., A Public Fabric Database for Defect Detection Methods and Results, 2019.
     """
@@ -65,12 +65,12 @@ Mask_images/0001_002_00_mask.png    their masks, …_mask1.png and …_mask2.png
 
 
 def _squares(width: int, height: int) -> list[tuple[int, int, int, int]]:
-    """Returns boxes as wide as the strip is high, from left to right; the last may be narrower."""
+    """Returns boxes as wide as the strip is high, from left to right. The last box may be narrower."""
     return [(left, 0, min(left + height, width), height) for left in range(0, width, height)]
 
 
 def _unnested(folder: Path) -> Path:
-    """Returns the folder of the same name inside, which some copies have, or the folder itself."""
+    """Returns the subfolder of the same name, which some copies have, or else the folder itself."""
     inner = folder / folder.name
     return inner if inner.is_dir() else folder
 

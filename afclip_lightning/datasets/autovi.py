@@ -9,11 +9,12 @@ from afclip_lightning.datasets.saturated_layout import SaturatedLayout
 class AutoVI(SaturatedLayout):
     """AutoVI (Automotive Visual Inspection): 6 categories, 1521 normal and 878 anomalous test images, with masks.
 
-    In MVTec LOCO AD's layout, with a folder of masks per image and `defects_config.json` per category. Layout and
-    counts are from public loaders and users' lists; they were not compared with the archives themselves.
+    The layout is that of MVTec LOCO AD, with a folder of masks per image and `defects_config.json` per category. Layout
+    and counts are taken from public loaders and users' lists. They were not compared with the archives themselves.
 
-    Differs: the authors' evaluation is said to resize images to 400 x 400 or 1000 x 750 pixels, by category. Here the
-    saturations count as pixels of the mask files; where they are meant at that size, sPRO differs from the authors'.
+    Differs: The authors' evaluation is said to resize images to 400 x 400 or 1000 x 750 pixels, depending on the
+    category. Here the saturations count pixels of the mask files. If they refer to the resized images, sPRO differs
+    from the authors'.
 
     Reference: Carvalho et al., The Automotive Visual Inspection Dataset (AutoVI), 2024, doi 10.5281/zenodo.10459003.
     """

@@ -17,13 +17,13 @@ MASK_FOLDERS = ("label", "anomaly_mask")
 
 @dataclass(frozen=True)
 class SubsetFacts:
-    """What is known of one set.
+    """Facts on one subset.
 
     Attributes:
-        folder: Its folder in the one that holds all datasets.
+        folder: Its folder in the folder of all datasets.
         category: Its only category.
-        class_name: What a prompt calls it.
-        origin: The sets that it was made from.
+        class_name: Name of the category in prompts.
+        origin: The datasets from which it was made.
         counts: Published numbers of images.
     """
 
@@ -42,19 +42,19 @@ SUBSETS: dict[Subset, SubsetFacts] = {
 
 
 class BMAD(AnomalyDataModule):
-    """One set of BMAD, with normal training images and masks: brain MRI, liver CT or retina OCT (RESC).
+    """One subset of BMAD, with normal training images and masks: brain MRI, liver CT or retina OCT (RESC).
 
-    Test images, normal and anomalous: `brain` 640 and 3075, `liver` 833 and 660, `resc` 1041 and 764. Masks lie in a
-    folder `label`, or `anomaly_mask` as BMAD's own readme has it; those of normal images are not read. Images lie in a
-    folder `img`, or directly where that is not there. The folder `valid` is not used.
+    Numbers of normal and anomalous test images: `brain` 640 and 3075, `liver` 833 and 660, `resc` 1041 and 764. Masks
+    are in a folder `label`, or `anomaly_mask` as in BMAD's own readme. Masks of normal images are not read. Images are
+    in a folder `img`, or directly in the folder above if `img` does not exist. The folder `valid` is not used.
 
     Args:
-        subset: The set; its name in metric keys and tables is `bmad_<subset>`.
-        root: Folder of the set; the published one by default.
+        subset: The subset. Its name in metric keys and tables is `bmad_<subset>`.
+        root: Folder of the subset; its default root by default.
         train_split: Split that training reads.
         batch_size: Images per batch, in training and in testing.
-        num_workers: Loader processes; 0 loads in the main process.
-        class_names: What prompts call categories; replaces the set's own.
+        num_workers: Number of loader processes; 0 loads in the main process.
+        class_names: Names of categories in prompts. They replace the subset's own class names.
 
     Raises:
         ValueError: There is no such subset, or an argument is out of its range.
@@ -81,7 +81,7 @@ test/Ungood/{label,anomaly_mask}/*.png     their masks, of the same names
         class_names: ClassNames = None,
     ) -> None:
         facts = facts_of(subset, SUBSETS)
-        self.name, self.folder = f"bmad_{subset}", facts.folder  # before the root, which they say
+        self.name, self.folder = f"bmad_{subset}", facts.folder  # first, because the default root depends on them
         super().__init__(
             root, None, train_split, batch_size, num_workers, {facts.category: facts.class_name, **(class_names or {})}
         )
@@ -101,7 +101,7 @@ test/Ungood/{label,anomaly_mask}/*.png     their masks, of the same names
         return [self.category]
 
     def missing(self) -> list[Path]:
-        """Returns the folders that must be there and are not."""
+        """Returns the required folders that are missing."""
         wanted = [self.root / "test/good", self.root / "test/Ungood", self._masks]
         return [path for path in wanted if not path.is_dir()]
 
@@ -123,7 +123,7 @@ test/Ungood/{label,anomaly_mask}/*.png     their masks, of the same names
         return [good] if split == "train" else [good, self.root / "test/Ungood"]
 
     def files_of(self, category: str, split: Split) -> set[Path]:
-        """Returns the images and masks of the split; masks of normal images are left out on purpose."""
+        """Returns the images and masks of the split. Masks of normal images are left out on purpose."""
         masks = [self.root / split / "good" / name for name in MASK_FOLDERS]
         return super().files_of(category, split).union(*map(list_images, masks))
 

@@ -9,7 +9,7 @@ from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 class BTAD(MVTecLayout):
     """BTAD: 3 categories, 451 normal and 290 anomalous test images, with masks.
 
-    Images and masks are PNG or BMP, each category in its own way, and are paired by stem.
+    Images and masks are PNG or BMP, depending on the category. They are paired by stem.
 
     Reference: Mishra et al., VT-ADL, ISIE 2021.
     """

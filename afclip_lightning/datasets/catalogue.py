@@ -1,4 +1,4 @@
-"""The datasets that there are: the list, one by its name, and which of them a folder seems to hold."""
+"""The catalogue of datasets: the list, a dataset by its name, and the dataset that a folder seems to hold."""
 
 import copy
 import inspect
@@ -15,13 +15,13 @@ from afclip_runtime.images.find import list_folders
 
 
 def dataset_classes() -> list[type[AnomalyDataModule]]:
-    """Returns every class of datasets in this package, and those of one's own that were imported before."""
+    """Returns all dataset classes of this package, and the user's own classes that were imported before."""
     import_submodules(afclip_lightning.datasets)
     return descendants(AnomalyDataModule)
 
 
 def check(data: AnomalyData, stage: str = "fit") -> None:
-    """Checks that what a stage reads is on disk in its layout, and says what a folder seems to hold instead.
+    """Checks that the data of a stage is on disk in its layout. The error says what a folder seems to hold instead.
 
     Raises:
         DatasetError: See `AnomalyData.check`.
@@ -43,7 +43,7 @@ def _what_lies_there(wanted: AnomalyDataModule) -> str:
     for folder in (wanted.root.parent, *list_folders(wanted.root)):
         moved = copy.copy(wanted)
         moved.root = folder
-        with suppress(Exception):  # here and below: a hint must never hide the error that it belongs to
+        with suppress(Exception):  # here and below: a hint must never hide the original error
             if fits(moved):
                 return f"\nIt seems to lie in {folder}: set `root` to that folder."
 
@@ -71,7 +71,7 @@ def catalogue() -> list[AnomalyDataModule]:
 
 
 def _variants(cls: type[AnomalyDataModule]) -> list[AnomalyDataModule]:
-    """Returns the datasets of a class that has several; those of one's own, named as their folder, are none."""
+    """Returns the published datasets of a class. Datasets that are named after their folder are left out."""
     here, there = (cls.variants(Path(folder)) for folder in ("here", "there"))
     found = [dataset for dataset, moved in zip(here, there, strict=True) if dataset.name == moved.name]
     for dataset in found:
@@ -83,9 +83,9 @@ def find_dataset(name: str, options: Sequence[str], root: Path | None = None) ->
     """Returns the dataset of a name or class.
 
     Args:
-        name: A dataset's name, or a class, in upper or lower case.
-        options: Arguments of the class as on the command line.
-        root: Its folder; that of a set with a name has a default.
+        name: Name of a dataset, or of a class, in upper or lower case.
+        options: Arguments of the class, as on the command line.
+        root: Folder of the dataset. Published datasets have a default.
 
     Raises:
         UserError: There is no such dataset, or an option is wrong.
@@ -93,7 +93,7 @@ def find_dataset(name: str, options: Sequence[str], root: Path | None = None) ->
     classes = {cls.__name__.lower(): cls for cls in dataset_classes() if not inspect.isabstract(cls)}
     classes |= {cls.name: cls for cls in classes.values() if cls.name}
     if cls := classes.get(name.lower()):
-        from afclip_lightning.discovery.sections import instantiate  # only here: a name needs no parser
+        from afclip_lightning.discovery.sections import instantiate  # imported here, because a name needs no parser
 
         return instantiate(cls, [*options, *([] if root is None else [f"--root={root}"])])
     for cls in dict.fromkeys(classes.values()):
@@ -108,7 +108,7 @@ def find_dataset(name: str, options: Sequence[str], root: Path | None = None) ->
 
 
 def list_datasets() -> list[dict[str, Any]]:
-    """Returns a row per dataset: its name, class, categories, counts, size, licence and source."""
+    """Returns one row per dataset: its name, class, categories, counts, size, licence and source."""
     return [
         {
             "name": dataset.name,

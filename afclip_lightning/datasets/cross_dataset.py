@@ -1,4 +1,4 @@
-"""Train on one dataset or several, test on others: the protocol of zero-shot anomaly detection."""
+"""Training on one or several datasets and testing on others: the protocol of zero-shot anomaly detection."""
 
 import copy
 import sys
@@ -19,33 +19,32 @@ NearCopies = Literal["refuse", "warn", "ignore"]
 
 
 class CrossDataset(AnomalyData):
-    """Datasets to train on, together, and others to test on, one test loader each.
+    """Datasets for training, which are used together, and other datasets for testing, with one test loader each.
 
     Args:
-        train: The datasets to train on; none for a method that trains nothing. Testing a checkpoint reads none. Each
-            keeps its own class names, masks and levels of white; a batch has images of any of them.
-        test: The datasets to test on, in the order of the loaders.
-        skip_missing: Leaves out the test datasets that are not on disk, with a warning that names them. One must
-            remain, and a dataset that is there but incomplete is still an error.
-        seen_if_alone: Where `skip_missing` leaves no test dataset, tests on the training datasets under the names
-            `<name>_seen`, with a warning: that is not zero-shot, and says only that the head has learnt.
-        allow_train_test_overlap: Allows a category to be trained on and tested on, which is no longer zero-shot.
-        near_copies: What `fit` does where a tested image shows a picture that is trained on: saved anew, smaller,
-            brighter or with a margin cut off (see `data.picture_hash`). `ignore` does not look; files that are the
-            same are refused all the same.
-        train_sampling: How often an epoch shows an image of each training dataset: `by_size` shows every image once,
-            as if the datasets were one; `evenly` shows as many images in all, equally many of each dataset. What an
-            epoch leaves of a large dataset comes in the next; a small one is repeated.
+        train: Training datasets; none for a method without training. Testing a checkpoint does not read them. Each
+            dataset keeps its class names, masks and white levels. A batch may contain images of all of them.
+        test: Test datasets, in the order of the loaders.
+        skip_missing: Leave out test datasets that are not on disk, with a warning that names them. At least one must
+            remain, and an incomplete dataset is still an error.
+        seen_if_alone: If `skip_missing` leaves no test dataset, test on the training datasets under the names
+            `<name>_seen`, with a warning. This is not zero-shot, and only shows that the head has learnt.
+        allow_train_test_overlap: Allow a category to be both trained on and tested on, which is no longer zero-shot.
+        near_copies: Reaction of `fit` to a test image that shows a training picture: saved again, smaller, brighter or
+            cropped (see `data.picture_hash`). `ignore` skips the search. Equal files are always refused.
+        train_sampling: Sampling of several training datasets. `by_size` shows every image once per epoch, as if they
+            were one dataset. `evenly` shows the same total number of images, equally many of each dataset: a large
+            dataset is spread over several epochs, and a small one is repeated.
 
     Raises:
-        ValueError: No test dataset is given; a category is trained on twice, tested on twice, or trained on and tested
-            on; or training datasets have batches of different sizes.
+        ValueError: No test dataset is given; a category is trained on twice, tested on twice, or both trained on and
+            tested on; or training datasets have different batch sizes.
     """
 
     def __init__(
         self,
-        # one dataset first, so that `--data.train.root` goes to it; no list, as unions of the same members are equal in
-        # any order, and the parser would take this one's for that of `test`
+        # A single dataset comes first in the union, so that `--data.train.root` applies to it. It is no list, because
+        # unions of the same members are equal in any order, and the parser would use the one of `test`.
         train: AnomalyDataModule | Sequence[AnomalyDataModule] | None = None,
         test: list[AnomalyDataModule] | AnomalyDataModule | None = None,
         skip_missing: bool = False,
@@ -77,10 +76,10 @@ class CrossDataset(AnomalyData):
 
     @property
     def test_sets(self) -> list[AnomalyDataModule]:
-        """Returns the test datasets in use: those on disk with `skip_missing`, else all.
+        """Returns the test datasets in use: with `skip_missing` those on disk, otherwise all.
 
         Raises:
-            DatasetError: None is left.
+            DatasetError: No test dataset is left.
         """
         absent = self._absent()
         if len(absent) == len(self.all_test_sets):
@@ -102,17 +101,17 @@ class CrossDataset(AnomalyData):
         """Returns the training datasets.
 
         Raises:
-            DatasetError: There is none.
+            DatasetError: There is no training dataset.
         """
         if not self.train_sets:
             raise DatasetError("There is no dataset to train on: name one as `train` of CrossDataset.")
         return self.train_sets
 
     def check(self, stage: str = "fit") -> None:
-        """Checks the training datasets, for `fit` only, and the test datasets in use; cheap, reads no image.
+        """Checks the training datasets, for `fit` only, and the test datasets in use. It is fast and reads no image.
 
         Raises:
-            DatasetError: Says which folder was looked for, what it should contain and how to get it.
+            DatasetError: A folder is missing. The message says what it should contain and how to get it.
         """
         for dataset in self._read_by(stage):
             dataset.check(stage)
@@ -137,17 +136,17 @@ class CrossDataset(AnomalyData):
             dataset.pair(pairing)
 
     def prepare_data(self) -> None:
-        """Lets every dataset that is read make what it makes on disk."""
+        """Calls `prepare_data` of every dataset that is read."""
         trains = self.trainer is None or self.trainer.state.fn == "fit"
         for dataset in (*(self.train_sets if trains else []), *self.all_test_sets):
             dataset.prepare_data()
 
     def setup(self, stage: str) -> None:
-        """Checks what the stage reads: the training datasets for `fit` only, the test datasets in use always.
+        """Checks the datasets of the stage: the training datasets for `fit` only, the test datasets in use always.
 
         Raises:
-            DatasetError: A dataset is not as it must be, a picture is trained on and tested on, or two training
-                datasets give one two labels; or there is no dataset to train on.
+            DatasetError: A dataset is not as it must be, a picture is both trained on and tested on, a picture has two
+                labels in two training datasets, or there is no training dataset.
         """
         trained = self.training_sets if stage == "fit" else []
         for dataset in self._read_by(stage):
@@ -157,7 +156,7 @@ class CrossDataset(AnomalyData):
             self._refuse_copies()
 
     def _refuse_contrary_labels(self, sets: Sequence[AnomalyDataModule]) -> None:
-        """What two datasets share may be trained on twice, but not as normal and as anomalous."""
+        """Checks the labels of shared images: they may be trained on twice, but not as normal and as anomalous."""
         from afclip_lightning.data.copies import same_files, told
 
         for one, other in combinations(sets, 2):
@@ -165,11 +164,11 @@ class CrossDataset(AnomalyData):
             if contrary := [pair for pair in shared if {pair.first.label, pair.second.label} == {0, 1}]:
                 raise DatasetError(
                     f"{_count(len(contrary))} normal in one training dataset and anomalous in another:\n"
-                    f"{told(contrary)}\nLeave one of the datasets out, or mend its labels."
+                    f"{told(contrary)}\nLeave one of the datasets out, or correct its labels."
                 )
 
     def _refuse_copies(self) -> None:
-        """The names of datasets and categories are compared before; this finds one picture under two names."""
+        """Checks for pictures that are trained on and tested on under two names. Equal names are found before."""
         from afclip_lightning.data.copies import near_copies, same_files, told
         from afclip_lightning.distributed import agreed, rank
 
@@ -211,7 +210,7 @@ class CrossDataset(AnomalyData):
         return [dataset for dataset in self.all_test_sets if dataset.is_absent()] if self.skip_missing else []
 
     def _read_by(self, stage: str) -> Iterator[AnomalyDataModule]:
-        """Yields what the stage reads, training datasets first, and warns of the test datasets that are left out."""
+        """Yields the datasets of the stage, training datasets first. Warns of test datasets that are left out."""
         if stage == "fit":
             yield from self.train_sets
         yield from self.test_sets
@@ -236,14 +235,14 @@ def _seen(dataset: AnomalyDataModule) -> AnomalyDataModule:
 
 
 def _claims(sets: list[AnomalyDataModule], used: str) -> set[tuple[str, str]]:
-    """Returns the categories of datasets by the datasets' names.
+    """Returns pairs of dataset name and category.
 
     Raises:
-        ValueError: Two datasets have one in common.
+        ValueError: Two datasets have a pair in common.
     """
     claimed: set[tuple[str, str]] = set()
     for dataset in sets:
-        # The chosen names as they stand: whether the dataset has such categories is for its check to say.
+        # The chosen names are not checked here: `check` of the dataset does so.
         own = {(dataset.name, category) for category in dataset.categories or dataset.find_categories()}
         if twice := claimed & own:
             raise ValueError(f"{used} on twice: {_names(twice)}. Give the datasets other names or categories.")

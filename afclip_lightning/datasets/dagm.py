@@ -15,11 +15,11 @@ CLASSES = tuple(f"Class{i}" for i in range(1, 11))
 class DAGM(AnomalyDataModule):
     """DAGM 2007: 10 categories, 6996 normal and 1054 anomalous test images of the folders `Test`.
 
-    An image is anomalous if it has a mask. The masks are coarse ellipses around the defects, so that pixel metrics say
-    less than elsewhere. The folders `Train` hold anomalous images too; few-shot draws from the normal ones.
+    An image is anomalous if it has a mask. The masks are coarse ellipses around the defects, so pixel metrics are less
+    meaningful than elsewhere. The folders `Train` also hold anomalous images; few-shot images are normal ones.
 
-    Differs: AdaCLIP pools `Train` and `Test` and keeps as many normal images as anomalous ones, which gives other
-    numbers.
+    Differs: AdaCLIP merges `Train` and `Test` and keeps as many normal images as anomalous ones, which gives other
+    results.
 
     Reference: Wieler and Hahn, Weakly Supervised Learning for Industrial Optical Inspection, DAGM 2007.
     """
@@ -43,7 +43,7 @@ Class2/ … Class10/                         10 categories; fewer: name them in 
         return list(CLASSES)
 
     def missing(self) -> list[Path]:
-        """Returns what is not there of the folders `Test`, and of the masks of `Train` where that is there."""
+        """Returns the missing folders `Test`, and the missing mask folders of existing folders `Train`."""
         splits = [
             self.root / category / split for category in self.selected_categories() for split in ("Test", "Train")
         ]
@@ -51,7 +51,7 @@ Class2/ … Class10/                         10 categories; fewer: name them in 
         return [path for folder in needed for path in (folder, folder / "Label") if not path.is_dir()]
 
     def folders_of(self, category: str, split: Split) -> list[Path]:
-        """Returns the split's folder, which holds that of its masks."""
+        """Returns the split's folder, which contains the folder of its masks."""
         return [self.root / category / split.capitalize()]
 
     def find_samples(self, category: str, split: Split) -> list[Sample]:

@@ -16,10 +16,10 @@ CATEGORY = "solar_cell"
 class ELPV(AnomalyDataModule):
     """ELPV as DRA and InCTRL use it: 377 normal and 715 anomalous test images, without masks.
 
-    Cells with a probability of 1 are anomalous. Of the 1508 cells with a probability of 0 a quarter is held out for
-    testing, and the others are the normal training images; the table's order and the recipe's seed fix which. Cells in
-    between, 295 at a third and 106 at two thirds, are not used. Monocrystalline and polycrystalline cells are one
-    category. Pixel metrics are absent.
+    Cells with a probability of 1 are anomalous. A quarter of the 1508 cells with a probability of 0 is held out for
+    testing, and the others are the normal training images. The order of the table and the recipe's seed determine the
+    choice. Cells in between, 295 at 1/3 and 106 at 2/3, are not used. Monocrystalline and polycrystalline cells are
+    one category. Pixel metrics are absent.
 
     Reference: Deitsch et al., Automatic classification of defective photovoltaic module cells in electroluminescence
     images, 2019.
@@ -43,14 +43,14 @@ images/cell0001.png
         return [CATEGORY]
 
     def missing(self) -> list[Path]:
-        """Returns the table and the folder of images, where they are not there."""
+        """Returns the table and the folder of images, if they are missing."""
         return [path for path in (self.root / "labels.csv", self.root / "images") if not path.exists()]
 
     def find_samples(self, category: str, split: Split) -> list[Sample]:
         """Returns the samples of one split, sorted by path; all training samples are normal.
 
         Raises:
-            DatasetError: A line of the table is not as it must be, or names no file or one that another line names.
+            DatasetError: A line of the table is malformed, or names a missing file or a file of another line.
         """
         cells = self._cells()
         train, test = hold_out([image for image, value in cells.items() if value == 0])
@@ -59,11 +59,11 @@ images/cell0001.png
         return self.make_samples(category, split, test, [image for image, value in cells.items() if value == 1], None)
 
     def folders_of(self, category: str, split: Split) -> list[Path]:
-        """Returns the folder of the images, which both splits are from."""
+        """Returns the folder of the images of both splits."""
         return [self.root / "images"] if split == "test" else []
 
     def files_of(self, category: str, split: Split) -> set[Path]:
-        """Returns all cells of the table: those in between are left out on purpose."""
+        """Returns all cells of the table. Cells in between are left out on purpose."""
         return set(self._cells())
 
     def _cells(self) -> dict[Path, float]:

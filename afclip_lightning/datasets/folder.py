@@ -1,4 +1,4 @@
-"""One's own images in folders of any names."""
+"""The user's own images, in folders of any names."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -14,26 +14,26 @@ from afclip_runtime.images.find import survey, walk_images
 
 
 class Folder(AnomalyDataModule):
-    """One category of one's own: a folder of normal images, a folder of anomalous images, both, or unlabelled images.
+    """Your own images of one category: a folder of normal images, one of anomalous images, both, or unlabelled images.
 
-    With neither `normal_dir` nor `abnormal_dir`, all images of `root` are of unknown label, and only `predict` takes
-    them. Each folder is searched with its subfolders, but not with those that another argument names. Those of
-    `abnormal_dir` are defect types, where there are several. Masks are paired with the images of `abnormal_dir` by
-    relative path and stem: `bad/crack/7.jpg` with `masks/crack/7.png` or `masks/crack/7_mask.png`.
+    With neither `normal_dir` nor `abnormal_dir`, all images of `root` have no label, and only `predict` accepts them.
+    Each folder is read with its subfolders, except subfolders that another argument names. Subfolders of `abnormal_dir`
+    are defect types, if there are several. Masks are paired with the images of `abnormal_dir` by relative path and
+    stem: `bad/crack/7.jpg` with `masks/crack/7.png` or `masks/crack/7_mask.png`.
 
     Args:
-        root: Folder that the others are relative to.
-        normal_dir: Normal test images.
-        abnormal_dir: Anomalous test images.
-        mask_dir: Masks of the anomalous images; without it pixel metrics are absent.
-        train_dir: Normal images for few-shot; without it there is no training split.
+        root: Folder to which the other folders are relative.
+        normal_dir: Folder of normal test images.
+        abnormal_dir: Folder of anomalous test images.
+        mask_dir: Folder of masks of the anomalous images. Without it, pixel metrics are absent.
+        train_dir: Folder of normal images for few-shot. Without it, there is no training split.
         name: Name of the dataset and its category, in metric keys, tables and prompts; the name of `root` by default.
         train_split: Split that training reads.
         batch_size: Images per batch, in training and in testing.
-        num_workers: Loader processes; 0 loads in the main process.
+        num_workers: Number of loader processes; 0 loads in the main process.
 
     Raises:
-        ValueError: Masks are given for no images, or one folder is given two roles.
+        ValueError: A folder of masks is given without `abnormal_dir`, or a folder has two roles.
     """
 
     source = "Your own data. Any image format, in folders that you name."
@@ -75,18 +75,18 @@ class Folder(AnomalyDataModule):
         return []
 
     def find_categories(self) -> list[str]:
-        """Returns the only category, named as the dataset."""
+        """Returns the only category, which has the name of the dataset."""
         return [self.name]
 
     def missing(self) -> list[Path]:
-        """Returns the named folders that are not there."""
+        """Returns the named folders that are missing."""
         return [folder for folder in self.folders.values() if not folder.is_dir()]
 
     def check(self, stage: str = "fit") -> None:
-        """Checks that the folders are there, and that images without labels are only predicted; reads no image.
+        """Checks that the folders exist, and that images without labels are only predicted. Reads no image.
 
         Raises:
-            DatasetError: A folder is not there, or labels are needed and not known.
+            DatasetError: A folder is missing, or the stage needs labels and there are none.
         """
         super().check(stage)
         if not self.labelled and stage != "predict":
@@ -115,14 +115,14 @@ class Folder(AnomalyDataModule):
         return with_defect_types(samples, {image: parts[0] for image, parts in places.items() if len(parts) > 1})
 
     def folders_of(self, category: str, split: Split) -> list[Path]:
-        """Returns the folders of the roles that make up a split."""
+        """Returns the folders of a split."""
         roles = ("train",) if split == "train" else ("unlabelled", "normal", "anomalous", "mask")
         return [self.folders[role] for role in roles if role in self.folders]
 
     def left_out(self, split: Split) -> list[LeftOut]:
-        """Returns what is not read of the named folders; one inside another is looked through for its own role."""
+        """Returns unread files of the named folders. A folder inside another one is searched for its own role only."""
         inner = set(self.folders.values())
-        read: set[Path] | None = None  # while files are unpaired, which is an error of its own
+        read: set[Path] | None = None  # if files are unpaired, which is a separate error
         with suppress(DatasetError):
             read = self.files_of(self.name, split)
         return [
@@ -132,7 +132,7 @@ class Folder(AnomalyDataModule):
         ]
 
     def _images(self, role: str) -> list[Path]:
-        """Returns the images of a role, in all subfolders that have no other role; a role without folder has none."""
+        """Returns the images of a role, in all subfolders without another role; none for a role without a folder."""
         if role not in self.folders:
             return []
         return walk_images(self.folders[role], leave_out=set(self.folders.values()) - {self.folders[role]})

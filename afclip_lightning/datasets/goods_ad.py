@@ -9,9 +9,9 @@ from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 class GoodsAD(MVTecLayout):
     """GoodsAD (PKU-GoodsAD): 6 categories, 1328 normal and 1660 anomalous test images, with masks.
 
-    Images have 3000 x 3000 pixels. A category holds many goods, which the first three digits of a name tell apart.
-    Counts and the statement that the layout is MVTec AD's are the authors' (github.com/jianzhang96/GoodsAD); names of
-    masks were not compared with the archives themselves: they may have the stem of their image alone, or with `_mask`.
+    Images have 3000 x 3000 pixels. A category holds many goods; the first three digits of a file name are the number of
+    the goods. The authors state the counts, and that the layout is MVTec AD's (github.com/jianzhang96/GoodsAD). Names
+    of masks were not compared with the archives themselves. A mask has the stem of its image, alone or with `_mask`.
 
     Reference: Zhang et al., PKU-GoodsAD: A Supermarket Goods Dataset, RA-L 9 (2024), arXiv 2307.04956.
     """

@@ -18,13 +18,13 @@ class HeadCT(AnomalyDataModule):
     """HeadCT: 100 normal and 100 anomalous test images, without masks; pixel metrics are absent.
 
     Args:
-        root: Folder of the set; the published one by default.
-        test_normal: `all` tests on all normal images, and there are none to train on; `quarter` holds out a quarter of
-            them, as InCTRL does (25 normal, 100 anomalous), so that the others serve few-shot.
+        root: Folder of the dataset; its default root by default.
+        test_normal: `all` tests on all normal images, so that there are no training images. `quarter` tests on a
+            quarter of them, as InCTRL does (25 normal, 100 anomalous). The others are used for few-shot.
         train_split: Split that training reads.
         batch_size: Images per batch, in training and in testing.
-        num_workers: Loader processes; 0 loads in the main process.
-        class_names: What prompts call categories; replaces the set's own.
+        num_workers: Number of loader processes; 0 loads in the main process.
+        class_names: Names of categories in prompts. They replace the dataset's own class names.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -60,14 +60,14 @@ head_ct/000.png    (or head_ct/head_ct/000.png)
         return [CATEGORY]
 
     def missing(self) -> list[Path]:
-        """Returns the table and the folder of images, where they are not there."""
+        """Returns the table and the folder of images, if they are missing."""
         return [path for path in (self.root / "labels.csv", self.root / "head_ct") if not path.exists()]
 
     def find_samples(self, category: str, split: Split) -> list[Sample]:
         """Returns the samples of one split, sorted by path; all training samples are normal.
 
         Raises:
-            DatasetError: A line of the table is not as it must be or names no image, or an image is in no line.
+            DatasetError: A line of the table is malformed or names a missing image, or an image is in no line.
         """
         folder = self._folder
         images = {image.stem: image for image in list_images(folder)}
@@ -92,11 +92,11 @@ head_ct/000.png    (or head_ct/head_ct/000.png)
         return self.make_samples(category, split, test, [image for image, label in labels.items() if label], None)
 
     def folders_of(self, category: str, split: Split) -> list[Path]:
-        """Returns the folder of the images, which both splits are from."""
+        """Returns the folder of the images of both splits."""
         return [self._folder] if split == "test" else []
 
     def files_of(self, category: str, split: Split) -> set[Path]:
-        """Returns the images of the folder: one that the table does not have is an error of its own."""
+        """Returns the images of the folder. An image that is not in the table is a separate error."""
         return set(list_images(self._folder))
 
     @property

@@ -1,4 +1,4 @@
-"""Kaputt: retail items in the trays of a warehouse, damaged or not; tables say which image is what."""
+"""Kaputt: retail items in the trays of a warehouse, with and without damage. Tables list the images."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ RESTORE = "Unpack datasets.tar.gz again."
 
 @dataclass(frozen=True)
 class _Row:
-    """What is read of a row of a table; the set has more columns."""
+    """The columns of a table that are read; there are more."""
 
     capture_id: str
     defect: bool
@@ -34,28 +34,28 @@ class _Row:
 class Kaputt(AnomalyDataModule):
     """Kaputt: one category of 48,376 retail items, minor and major damage of seven types, without masks.
 
-    The table `query-<split>.parquet` says of each image of an item whether it is damaged, how much, and in which ways:
-    actuation (opened), deconstruction, deformation, missing_unit, penetration, spillage, superficial. An image with
-    several has them sorted, with `+` between (`deformation+penetration`). The set's masks are of the item and not of
-    its damage, so they are not read, and pixel metrics are absent. Training images are normal and anomalous, too. Items
-    of the splits differ. Not read: the validation split, and the one to three reference images of each item: few-shot
-    images are here of a category and not of an item.
+    The table `query-<split>.parquet` says for each image whether the item is damaged, how severely, and in which ways:
+    actuation (opened), deconstruction, deformation, missing_unit, penetration, spillage, superficial. Several types of
+    an image are sorted and joined with `+` (`deformation+penetration`). The masks of the dataset show the item and not
+    its damage, so they are not read, and pixel metrics are absent. The training split has normal and anomalous images.
+    The splits have different items. The validation split is not read, and neither are the one to three reference images
+    per item, because few-shot images belong to a category here, not to an item.
 
-    Layout, columns and rules follow the set's own README, the totals its paper (100,267 images in these tables, of
-    which 29,316 are damaged). They were not compared with the set itself, which is gated. Not known here: the images of
-    each split, whether the paper's numbers are of crops, and what minor damage is in its AP_major. The tables are read
-    by pyarrow (extra `parquet`).
+    Layout, columns and rules follow the dataset's README, the totals follow its paper (100,267 images in these tables,
+    29,316 of them damaged). They were not compared with the dataset itself, to which access is restricted. Unknown are
+    the number of images per split, whether the paper's results are on crops, and how its AP_major treats minor damage.
+    The tables are read with pyarrow (extra `parquet`).
 
     Args:
         root: Folder of the dataset.
-        severity: What is anomalous: `any` damage (as in the paper's AP_any), or `major` damage alone, where images of
-            minor damage are left out.
-        view: Which images: the `crop` of the item, or the whole `image`, 2048 pixels a side.
+        severity: Damage that is anomalous: `any` damage (as in the paper's AP_any), or only `major` damage. With
+            `major`, images with minor damage are left out.
+        view: Images to read: the `crop` of the item, or the whole `image` with a side of 2048 pixels.
         categories: Categories to use; all by default.
         train_split: Split that training reads.
         batch_size: Images per batch, in training and in testing.
-        num_workers: Loader processes; 0 loads in the main process.
-        class_names: What prompts call categories; replaces or extends the dataset's own.
+        num_workers: Number of loader processes; 0 loads in the main process.
+        class_names: Names of categories in prompts. They replace or extend the dataset's own class names.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -104,18 +104,18 @@ query-crop/data/{train,test}/query-data/crop/*.jpg     images; those of `view: i
         return [CATEGORY]
 
     def table_of(self, split: Split) -> Path:
-        """Returns the table of a split, whether or not it is there."""
+        """Returns the path of a split's table, whether or not it exists."""
         beside = self.root / f"query-{split}.parquet"
         return beside if beside.is_file() else self.root / "datasets" / beside.name
 
     def images_of(self, split: Split) -> Path:
-        """Returns the folder of the images of a split, whether or not it is there."""
+        """Returns the folder of a split's images, whether or not it exists."""
         inner = Path(split, "query-data", self.view)
         folders = [self.root / above / inner for above in (f"query-{self.view}/data", "data", "kaputt-release")]
         return next((folder for folder in folders if folder.is_dir()), folders[0])
 
     def missing(self) -> list[Path]:
-        """Returns the tables and folders of images that are not there."""
+        """Returns the tables and folders of images that are missing."""
         tables, folders = map(self.table_of, SPLITS), map(self.images_of, SPLITS)
         return [*(path for path in tables if not path.is_file()), *(path for path in folders if not path.is_dir())]
 
@@ -123,8 +123,8 @@ query-crop/data/{train,test}/query-data/crop/*.jpg     images; those of `view: i
         """Returns the samples of one split, sorted by path.
 
         Raises:
-            DatasetError: The table is absent or not as it must be, pyarrow is not installed, or a row names no file or
-                one outside of the folder of images.
+            DatasetError: The table is absent or malformed, pyarrow is not installed, or a row names a missing file or a
+                file outside the folder of images.
         """
         rows = self._rows(split)
         normal = [image for image, row in rows.items() if not row.defect]
@@ -137,7 +137,7 @@ query-crop/data/{train,test}/query-data/crop/*.jpg     images; those of `view: i
         return [self.images_of(split)]
 
     def files_of(self, category: str, split: Split) -> set[Path]:
-        """Returns all images of the table: those of minor damage may be left out on purpose."""
+        """Returns all images of the table. Images with minor damage may be left out on purpose."""
         return set(self._rows(split))
 
     def _rows(self, split: Split) -> dict[Path, _Row]:
@@ -156,5 +156,5 @@ query-crop/data/{train,test}/query-data/crop/*.jpg     images; those of `view: i
 
 
 def _joined(types: str) -> str:
-    """Returns the defect types of an image as one: sorted, with `+` between."""
+    """Returns the defect types of an image as one type: sorted and joined with `+`."""
     return "+".join(sorted({normal_form(name.strip()) for name in types.split(",") if name.strip()}))

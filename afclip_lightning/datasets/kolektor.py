@@ -20,9 +20,9 @@ CLASS_NAME = "electrical commutator"
 class KolektorSDD(MVTecLayout):
     """KolektorSDD as AnomalyCLIP's authors split it: 181 normal and 74 anomalous test images, with masks.
 
-    Only their copy has this split: it cannot be made from the original set. A mask has the stem of its image, alone or
-    with `_mask` or `_label`. `KolektorSDDThirds` is the other split; the numbers of the two do not compare, and since
-    both hold the same photographs, one must not be trained on to test on the other.
+    Only their copy has this split: it cannot be made from the original dataset. A mask has the stem of its image, alone
+    or with `_mask` or `_label`. `KolektorSDDThirds` is the other split. Results on the two are not comparable. Both
+    contain the same photographs, so do not train on one and test on the other.
 
     Reference: Tabernik et al., Segmentation-Based Deep-Learning Approach for Surface-Defect Detection, 2020.
     """
@@ -47,8 +47,8 @@ electrical commutators/ground_truth/<defect>/*
 class KolektorSDDThirds(TiledLayout):
     """KolektorSDD as DRA, InCTRL and AdaCLIP split it: 286 normal and 54 anomalous test images, with masks.
 
-    Each of the 399 photographs is cut in three along its height; a third is anomalous if its part of the label is, and
-    a quarter of the normal thirds is held out for testing.
+    Each of the 399 photographs is cut into three parts along its height. A part is anomalous if the mask marks anything
+    in it. A quarter of the normal parts is held out for testing.
 
     Reference: Tabernik et al., Segmentation-Based Deep-Learning Approach for Surface-Defect Detection, 2020.
     """
@@ -66,7 +66,7 @@ class KolektorSDDThirds(TiledLayout):
     licence = LICENCE
 
     def find_tiles(self, raw: Path) -> list[Tile]:
-        """Returns three tiles a photograph, sorted by path, from top to bottom.
+        """Returns three tiles per photograph, sorted by path, from top to bottom.
 
         Raises:
             DatasetError: A photograph has no label, or a label no photograph.
@@ -84,16 +84,16 @@ class KolektorSDDThirds(TiledLayout):
 class KolektorSDD2(AnomalyDataModule):
     """KolektorSDD2: 894 normal and 110 anomalous test images of surfaces, with masks.
 
-    The mask of an image is `NAME_GT.png` beside it. All images have one, so that an image is anomalous if its mask
-    marks anything; all masks are opened once to see that. Training has 2085 normal and 246 anomalous images. The layout
-    is that of public loaders; it was not compared with the archive itself.
+    The mask of an image is `NAME_GT.png` beside it. All images have a mask, and an image is anomalous if its mask marks
+    anything. All masks are read once to find out. The training split has 2085 normal and 246 anomalous images. The
+    layout is taken from public loaders; it was not compared with the archive itself.
 
     Args:
         root: Folder of the dataset.
         train_split: Split that training reads.
         batch_size: Images per batch, in training and in testing.
-        num_workers: Loader processes; 0 loads in the main process.
-        class_names: What prompts call the category.
+        num_workers: Number of loader processes; 0 loads in the main process.
+        class_names: Name of the category in prompts.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -130,7 +130,7 @@ test/20000.png, test/20000_GT.png      alike
         return list(self.published_counts)
 
     def missing(self) -> list[Path]:
-        """Returns the folder of test images if it is not there."""
+        """Returns the folder of test images if it is missing."""
         return [folder for folder in (self.root / "test",) if not folder.is_dir()]
 
     def find_samples(self, category: str, split: Split) -> list[Sample]:
@@ -157,7 +157,7 @@ test/20000.png, test/20000_GT.png      alike
         return [self.root / split]
 
     def files_of(self, category: str, split: Split) -> set[Path]:
-        """Returns the images and masks of a split; the empty masks of normal images were read too."""
+        """Returns the images and masks of a split, including the empty masks of normal images."""
         return set(list_images(self.root / split))
 
 

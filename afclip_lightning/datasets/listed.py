@@ -1,4 +1,4 @@
-"""Files that list a dataset's images."""
+"""Datasets whose images are listed in a file."""
 
 import os
 from abc import abstractmethod
@@ -24,14 +24,14 @@ class Entry(NamedTuple):
     """One image of a listing.
 
     Attributes:
-        where: Its place in the file, for messages.
-        category: Its category, in composed form.
-        split: Its split.
-        image: Its path, as the file gives it.
+        where: Position in the file, for messages.
+        category: Category, in Unicode's composed form.
+        split: Split.
+        image: Path of the image, as the file gives it.
         label: 1 = anomalous, 0 = normal.
-        mask: Path of its mask; empty if there is none.
-        defect_type: What is wrong with an anomalous image; empty where the file does not say.
-        group: Name of what it is a part of, as an object of several views; empty where the file does not say.
+        mask: Path of the mask; empty if there is none.
+        defect_type: Defect type of an anomalous image; empty if the file does not name it.
+        group: Name of its group, such as an object with several views; empty if the file does not name it.
     """
 
     where: str
@@ -45,21 +45,21 @@ class Entry(NamedTuple):
 
 
 class ListedData(AnomalyDataModule):
-    """A dataset of one's own whose images a file lists.
+    """The user's own dataset, whose images are listed in a file.
 
     Args:
-        root: Folder that the paths in the file start at.
-        file: The file, as a path from `root`, or an absolute one.
+        root: Folder to which the paths in the file are relative.
+        file: The file, as a path relative to `root`, or an absolute path.
         name: Name of the dataset in metric keys and tables; the name of `root` by default.
-        categories: Categories to use; all that the file names by default.
+        categories: Categories to use; by default all categories in the file.
         train_split: Split that training reads.
         batch_size: Images per batch, in training and in testing.
-        num_workers: Loader processes; 0 loads in the main process.
-        class_names: What prompts call each category.
+        num_workers: Number of loader processes; 0 loads in the main process.
+        class_names: Names of categories in prompts.
 
     Attributes:
         kinds: The two suffixes that the file may have.
-        entry: What messages call the place of one image in the file.
+        entry: Word for the position of an image in the file, for messages.
 
     Raises:
         ValueError: The file has another suffix, or an argument is out of its range.
@@ -92,15 +92,15 @@ class ListedData(AnomalyDataModule):
         """Returns every image of the file, in its order.
 
         Raises:
-            DatasetError: The file cannot be read or is not as it must be.
+            DatasetError: The file cannot be read or is malformed.
         """
 
     def entries(self) -> list[Entry]:
-        """Returns every image of the file, in its order; the file is read again where it has changed.
+        """Returns every image of the file, in its order. The file is read again if it has changed.
 
         Raises:
-            DatasetError: The file cannot be read, an image is listed twice or under two labels, or a normal image is
-                given a mask.
+            DatasetError: The file cannot be read, an image is listed twice or with two labels, or a normal image has a
+                mask.
         """
         try:
             status = os.stat(self.file)
@@ -119,7 +119,7 @@ class ListedData(AnomalyDataModule):
     def _check_entries(self, entries: list[Entry]) -> None:
         seen: dict[str, dict[tuple[str, str], Entry]] = {}
         for entry in entries:
-            # two spellings of one path: ./a.png and a.png, or one name in two Unicode forms
+            # Two spellings of the same path: ./a.png and a.png, or one name in two Unicode forms.
             path = normal_form(os.path.normpath(self.root / entry.image))
             earlier = seen.setdefault(path, {})
             for other in earlier.values():
@@ -141,7 +141,7 @@ class ListedData(AnomalyDataModule):
         for entry in entries:
             if entry.mask and normal_form(os.path.normpath(self.root / entry.mask)) in seen:
                 mask = shown(entry.mask[:80])
-                raise DatasetError(f"{entry.where}: {mask!r} is named as a mask, and is listed as an image. Mend one.")
+                raise DatasetError(f"{entry.where}: {mask!r} is named as a mask, and is listed as an image. Fix one.")
 
     def _refuse_labels(self, entry: Entry, other: Entry, path: Path) -> None:
         if entry.label != other.label:
@@ -151,20 +151,20 @@ class ListedData(AnomalyDataModule):
             )
 
     def with_types(self, samples: Sequence[Sample], images: Mapping[Path, Entry]) -> list[Sample]:
-        """Returns the samples of a category with the defect types and the groups that the file gives its images."""
+        """Returns the samples of a category with the defect types and groups of their images in the file."""
         grouped = [replace(sample, group=normal_form(images[sample.image_path].group)) for sample in samples]
         return with_defect_types(grouped, {image: entry.defect_type for image, entry in images.items()})
 
     def images(self, category: str, split: Split) -> dict[Path, Entry]:
-        """Returns the images of one category and split, and their places in the file.
+        """Returns the images of one category and split, and their positions in the file.
 
         Raises:
-            DatasetError: The file is not as it must be, an entry names no file or one outside `root`, or one file has
+            DatasetError: The file is malformed, an entry names a missing file or a file outside `root`, or a file has
                 two labels under two names.
         """
         found: dict[Path, Entry] = {}
         files: dict[tuple[int, int], Entry] = {}
-        self.entries()  # reads the file again where it has changed
+        self.entries()  # reads the file again if it has changed
         for entry in self._by_part.get((category, split), ()):
             image = file_inside(self.root, entry.image, entry.where)
             found[image] = entry
@@ -173,18 +173,18 @@ class ListedData(AnomalyDataModule):
         return found
 
     def missing(self) -> list[Path]:
-        """Returns the file if it is not there; what it names is looked for when samples are asked for."""
+        """Returns the file if it is missing. The files that it names are checked when samples are listed."""
         return [] if self.file.is_file() else [self.file]
 
     def left_out(self, split: Split) -> list[LeftOut]:
-        """Returns the images that the file gives another split than train and test."""
+        """Returns the images that have another split than train and test in the file."""
         if split == "train":
             return []
         others = (entry for entry in self.entries() if entry.split not in LISTED_SPLITS)
         return [LeftOut(self.root / entry.image, f"{OTHER_SPLIT} ({entry.split})") for entry in others]
 
     def notes(self) -> list[str]:
-        """Returns a sentence on images that lie beside the listed ones and are not listed: that may be on purpose."""
+        """Returns a sentence on unlisted images in the folders of listed ones. They may be unlisted on purpose."""
         listed = {self.root / path for entry in self.entries() for path in (entry.image, entry.mask) if path}
         known = {normal_form(os.path.normpath(path)) for path in listed}
         folders = sorted({Path(path).parent for path in known})
@@ -197,7 +197,7 @@ class ListedData(AnomalyDataModule):
 
 
 def read_lines(path: Path) -> list[tuple[str, str]]:
-    """Returns the lines of a text file that are not blank, each after `file, line n`, for messages.
+    """Returns the lines of a text file that are not blank, each with its position `file, line n` for messages.
 
     Raises:
         DatasetError: The file cannot be read as text.

@@ -1,4 +1,4 @@
-"""Images that a file lists: AnomalyCLIP's meta.json, AA-CLIP's JSON lines."""
+"""Datasets in the listing formats of AnomalyCLIP (meta.json) and AA-CLIP (JSON lines)."""
 
 import os
 from collections.abc import Collection, Iterator
@@ -12,33 +12,31 @@ from afclip_lightning.types import Sample, Split
 from afclip_runtime.errors import DatasetError
 from afclip_runtime.files import read_json, read_json_lines
 
-MASK_SUFFIXES = ("_mask", "_label", "_Segmentation")  # of the sets that these files are written for
+MASK_SUFFIXES = ("_mask", "_label", "_Segmentation")  # of the datasets for which these files are written
 
 
 class Listing(ListedData):
-    """A dataset whose images a file lists, with paths that start at `root` and stay in it.
+    """A dataset whose images are listed in a file, with paths inside `root`.
 
-    A file `.json` is read as AnomalyCLIP's scripts write it: `{"train": {category: [...]}, "test": {...}}` with
-    `img_path`, `mask_path` and `anomaly` of each image; `Train` and `Test`, as one of the scripts writes, mean the
-    same. A file `.jsonl` is read as AA-CLIP's: one line per image with `image_path`, `label`, `class_name` and, where
-    there is one, `mask_path`; a line without `split` is of the test split. The defect type of an anomalous image is its
-    `specie_name`, as AnomalyCLIP's scripts write it, or its `defect_type`. Images of one `group` are views of one
-    object.
+    A `.json` file has the format of AnomalyCLIP's scripts: `{"train": {category: [...]}, "test": {...}}` with
+    `img_path`, `mask_path` and `anomaly` of each image. `Train` and `Test`, which one of the scripts writes, are
+    accepted too. A `.jsonl` file has the format of AA-CLIP: one line per image with `image_path`, `label`, `class_name`
+    and optionally `mask_path`. A line without `split` belongs to the test split. The defect type of an anomalous image
+    is its `specie_name` (AnomalyCLIP's scripts) or its `defect_type`. Images of one `group` are views of one object.
 
-    An anomalous image whose mask path is empty, or a folder, has no mask: its pixel metrics are absent. The scripts
-    pair masks with images by their position in sorted folders, which goes wrong from the first missing file on: an
-    image that is given another image's mask while its own lies beside it is refused. Absolute paths are read if they
-    lie in `root`.
+    An anomalous image whose mask path is empty, or a folder, has no mask, and pixel metrics are absent. The scripts
+    pair masks with images by their position in sorted folders, so all pairs after a missing file are wrong. Therefore
+    an image with the mask of another image is refused if its own mask exists. Absolute paths must be inside `root`.
 
     Args:
-        root: Folder that the paths start at.
-        file: The listing, as a path from `root`, or an absolute one.
+        root: Folder to which the paths are relative.
+        file: The listing, as a path relative to `root`, or an absolute path.
         name: Name of the dataset in metric keys and tables; the name of `root` by default.
-        categories: Categories to use; all that the file names by default.
+        categories: Categories to use; by default all categories in the file.
         train_split: Split that training reads.
         batch_size: Images per batch, in training and in testing.
-        num_workers: Loader processes; 0 loads in the main process.
-        class_names: What prompts call each category.
+        num_workers: Number of loader processes; 0 loads in the main process.
+        class_names: Names of categories in prompts.
 
     Raises:
         ValueError: The file is neither `.json` nor `.jsonl`, or an argument is out of its range.
@@ -64,18 +62,18 @@ class Listing(ListedData):
         self.layout = f"{self.file.name}, and the images and masks that it names"
 
     def find_categories(self) -> list[str]:
-        """Returns the categories in the order of the file; none where it is not there.
+        """Returns the categories in the order of the file; none if the file is missing.
 
         Raises:
-            DatasetError: The file is not as it must be.
+            DatasetError: The file is malformed.
         """
         return list(dict.fromkeys(entry.category for entry in self.entries())) if self.file.is_file() else []
 
     def check(self, stage: str = "fit") -> None:
-        """Checks that the file is there and names the categories in use, for whatever stage; looks for no image.
+        """Checks that the file exists and contains the categories in use, for any stage. Images are not checked.
 
         Raises:
-            DatasetError: Says what was looked for and how to get it.
+            DatasetError: The file or a category is missing. The message says how to get it.
         """
         if self.root.is_dir() and not self.file.is_file():
             raise DatasetError(f"Dataset {self.name!r} was not found: there is no file {self.file}.\n{self.source}")
@@ -85,8 +83,8 @@ class Listing(ListedData):
         """Returns the samples of one category and split, sorted by path.
 
         Raises:
-            DatasetError: The file is not as it must be, or an entry names no file, one outside `root`, one that another
-                entry names, or another image's mask.
+            DatasetError: The file is malformed, or an entry names a missing file, a file outside `root`, a file of
+                another entry, or the mask of another image.
         """
         images = self.images(category, split)
         stems = {image.stem for image in images}
@@ -102,11 +100,11 @@ class Listing(ListedData):
             return None
         mask = file_inside(self.root, entry.mask, entry.where)
         own = mask.with_name(f"{image.stem}{_mask_suffix(mask, stems)}{mask.suffix}")
-        # where masks lie beside their images, what has the image's very name is the image
+        # if masks are in the folder of their images, the file with the image's name is the image
         if own != mask and own not in images and os.path.isfile(own):
             raise DatasetError(
                 f"{entry.where}: {image} is given the mask {mask.name}, but {own} is there: images and masks were "
-                "paired by position, and a file is missing or too many. Mend the folders and write the file again."
+                "paired by position, and a file is missing or too many. Correct the folders and write the file again."
             )
         return mask
 
@@ -114,12 +112,12 @@ class Listing(ListedData):
         """Yields every image of the file.
 
         Raises:
-            DatasetError: The file cannot be read, or an entry is not as it must be.
+            DatasetError: The file cannot be read, or an entry is malformed.
         """
         return self._from_lines() if self.file.suffix == ".jsonl" else self._from_meta()
 
     def _from_lines(self) -> Iterator[Entry]:
-        for number, item in read_json_lines(self.file, Any, remedy="Mend the line.", error=DatasetError):  # type: ignore[arg-type]
+        for number, item in read_json_lines(self.file, Any, remedy="Correct the line.", error=DatasetError):  # type: ignore[arg-type]
             where = f"{self.file}, line {number}"
             category, image, label, mask = _values(item, where, "class_name", "image_path", "label", "mask_path")
             split: str = _text(item, "split", where) or "test"  # of an object, as `_values` says
@@ -137,7 +135,7 @@ class Listing(ListedData):
 
 
 def _mask_suffix(mask: Path, stems: Collection[str]) -> str:
-    """Returns what follows the stem of an image in that of a mask: the longest of the images' stems that fits."""
+    """Returns the part of a mask's stem after the stem of an image, for the longest image stem that fits."""
     fitting = (end for end in range(len(mask.stem), 0, -1) if mask.stem[:end] in stems)
     known = next((suffix for suffix in MASK_SUFFIXES if mask.stem.endswith(suffix)), "")
     return next((mask.stem[end:] for end in fitting), known)
@@ -152,30 +150,30 @@ def _items(value: Any, where: str) -> Iterator[tuple[str, Any]]:
 def _values(
     item: Any, where: str, category: str | None, image: str, label: str, mask: str
 ) -> tuple[str, str, int, str]:
-    """Returns category, image, label and mask of an entry, where they have these keys; an absent mask is empty."""
+    """Returns category, image, label and mask of an entry under the given keys. A missing mask is empty."""
     wanted = [key for key in (category, image, label) if key]
     absent = [key for key in wanted if not isinstance(item, dict) or key not in item]
     if absent:
-        raise DatasetError(f"{where}: has no {', '.join(absent)}. Mend the entry.")
+        raise DatasetError(f"{where}: has no {', '.join(absent)}. Correct the entry.")
     if isinstance(item[label], bool) or item[label] not in (0, 1):
-        raise DatasetError(f"{where}: {label} must be 0 or 1, got {repr(item[label])[:60]}. Mend the entry.")
+        raise DatasetError(f"{where}: {label} must be 0 or 1, got {repr(item[label])[:60]}. Correct the entry.")
     texts = [_text(item, key, where) if key else "" for key in (category, image, mask)]
     if empty := [key for key, text in zip((category, image), texts, strict=False) if key and not text]:
-        raise DatasetError(f"{where}: {empty[0]} is empty. Mend the entry.")
+        raise DatasetError(f"{where}: {empty[0]} is empty. Correct the entry.")
     return texts[0], texts[1], int(item[label]), texts[2]
 
 
 def _facts(item: Any, label: int, where: str) -> tuple[str, str]:
-    """Returns defect type and group of an entry; the scripts call the type of a normal image `good`."""
+    """Returns defect type and group of an entry. The scripts write the type `good` for a normal image."""
     kind = (_text(item, "defect_type", where) or _text(item, "specie_name", where)) if label else ""
     return kind, _text(item, "group", where)
 
 
 def _text(item: Any, key: str, where: str) -> str:
-    """Returns the text under a key, empty where there is none; a class may be named by a number."""
+    """Returns the text under a key; empty if there is none. The name of a class may be a number."""
     value = item.get(key)
     if key == "class_name" and type(value) is int:
         return str(value)
     if value is not None and not isinstance(value, str):
-        raise DatasetError(f"{where}: {key} must be text, got {str(value)[:60]!r}. Mend the entry.")
+        raise DatasetError(f"{where}: {key} must be text, got {str(value)[:60]!r}. Correct the entry.")
     return value or ""

@@ -8,9 +8,9 @@ from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 class MagneticTile(MVTecLayout):
     """Magnetic tiles, one category, with masks: blowhole, break, crack, fray and uneven, in MVTec AD's layout.
 
-    The authors' archive has no training and test split and keeps each mask beside its image: make the folders below
-    from it. Which good tiles go where is your choice, so there are no published counts. Leave out defective tiles whose
-    mask is empty.
+    The authors' archive has no training and test split, and each mask is beside its image. Create the folders below
+    from it. The split of the good tiles is your choice, so there are no published counts. Leave out defective tiles
+    whose mask is empty.
     """
 
     title = "Magnetic tiles"

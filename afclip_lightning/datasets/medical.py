@@ -1,4 +1,4 @@
-"""Medical sets of one category each that are only tested on: image labels only, or masks only."""
+"""Medical datasets of one category each, for testing only. They have either image labels or masks."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,22 +18,22 @@ Subset = Literal[
 
 @dataclass(frozen=True)
 class SubsetFacts:
-    """How one medical set lies on disk.
+    """Layout and facts of one medical dataset.
 
     Attributes:
-        folder: Its folder in the one that holds all datasets.
+        folder: Its folder in the folder of all datasets.
         category: Its only category.
         anomalous: Folder of the anomalous images.
-        source: Where it is obtained.
-        licence: Its licence, or what is known of it.
-        counts: Published numbers of normal and anomalous images; `None` where they are not published.
-        normal: Folder of the normal images; `None` where there are none.
-        masks: Folder of the masks; `None` where there are none.
-        mask_suffix: What follows an image's stem in the stem of its mask.
+        source: Source of the dataset.
+        licence: Licence, as far as it is known.
+        counts: Published numbers of normal and anomalous images; `None` if they are not published.
+        normal: Folder of the normal images; `None` if there are none.
+        masks: Folder of the masks; `None` if there are none.
+        mask_suffix: Part of a mask's stem after the stem of its image.
         mask_threshold: Highest value of a mask file that is still normal; see `Sample`.
-        copy: Folder inside the archive that holds the same files again, used where they are not beside it.
-        class_name: What a prompt calls the category; empty where it is the category's name.
-        paper: Key of its paper in docs/references.bib; empty where there is none.
+        copy: Folder inside the archive with the same files, used if the files are not beside it.
+        class_name: Name of the category in prompts; empty if it is the category's name.
+        paper: Key of its paper in docs/references.bib; empty if there is none.
     """
 
     folder: str
@@ -52,12 +52,12 @@ class SubsetFacts:
 
     @property
     def labels(self) -> str:
-        """Returns what is labelled: images where there are normal ones, pixels where there are masks."""
+        """Returns the kind of labels: images if there are normal ones, pixels if there are masks."""
         return ", ".join([*(["image"] if self.normal else []), *(["pixel"] if self.masks else [])])
 
     @property
     def layout(self) -> str:
-        """Returns the folders as lines for a person."""
+        """Returns the folders as text."""
         lines = [f"{self.anomalous}/*   anomalous images"]
         lines += [f"{self.normal}/*   normal images"] if self.normal else []
         lines += [f"{self.masks}/*   one mask per image, <image>{self.mask_suffix}.*"] if self.masks else []
@@ -91,7 +91,7 @@ SUBSETS: dict[Subset, SubsetFacts] = {
         (1500, 1500),
         normal="no",
     ),
-    # The attention maps in the archive show where doctors looked, not where the disease is: they are no masks.
+    # The attention maps in the archive show where doctors looked, not where the disease is. They are not masks.
     "lag": SubsetFacts(
         "LAG",
         "retina",
@@ -104,7 +104,7 @@ SUBSETS: dict[Subset, SubsetFacts] = {
         class_name="retinal fundus",
         paper="li2019lag",
     ),
-    # The masks of later releases show the lungs, not the disease: they are no masks.
+    # The masks of later releases show the lungs, not the disease, so they are not used.
     "covid19": SubsetFacts(
         "COVID-19",
         "chest",
@@ -167,20 +167,20 @@ SUBSETS: dict[Subset, SubsetFacts] = {
 
 
 class Medical(AnomalyDataModule):
-    """One medical set. None has training images, so none can be tested few-shot.
+    """One medical dataset. None of them has training images, so none can be tested few-shot.
 
     `brainmri` (98 normal, 155 anomalous), `br35h` (1500, 1500), `covid19` (1341, 219) and `lag` have no masks: their
     pixel metrics are absent. `isic` (379), `colondb` (380), `clinicdb` (612), `kvasir` (1000), `cvc300` (60), `endo`
     (200) and `tn3k` (614) have no normal images: their image metrics are absent.
 
-    Only the folders that `layout` names are read: what else lies beside them counts as nothing.
+    Only the folders in `layout` are read. Other folders are ignored.
 
     Args:
-        subset: The set, which is also its name in metric keys and tables.
-        root: Folder of the set; the published one by default.
+        subset: The dataset. This is also its name in metric keys and tables.
+        root: Folder of the dataset; its default root by default.
         batch_size: Images per batch, in training and in testing.
-        num_workers: Loader processes; 0 loads in the main process.
-        class_names: What prompts call categories; replaces or extends the set's own.
+        num_workers: Number of loader processes; 0 loads in the main process.
+        class_names: Names of categories in prompts. They replace or extend the dataset's own class names.
 
     Raises:
         ValueError: There is no such subset, or an argument is out of its range.
@@ -196,7 +196,7 @@ class Medical(AnomalyDataModule):
     ) -> None:
         self.facts = facts = facts_of(subset, SUBSETS)
         own = {facts.category: facts.class_name} if facts.class_name else {}
-        self.name, self.folder = subset, facts.folder  # before the root, which they say
+        self.name, self.folder = subset, facts.folder  # first, because the default root depends on them
         super().__init__(
             root, batch_size=batch_size, num_workers=num_workers, class_names={**own, **(class_names or {})}
         )
@@ -216,18 +216,18 @@ class Medical(AnomalyDataModule):
         return [self.facts.category]
 
     def missing(self) -> list[Path]:
-        """Returns the folders that must be there and are not."""
+        """Returns the required folders that are missing."""
         wanted = [self._folder / part for part in (self.facts.anomalous, self.facts.normal, self.facts.masks) if part]
         return [path for path in wanted if not path.is_dir()]
 
     def folders_of(self, category: str, split: Split) -> list[Path]:
-        """Returns the folders that are read: what lies beside them is none of this set."""
+        """Returns the folders that are read. Files beside them do not belong to this dataset."""
         facts = self.facts
         parts = () if split == "train" else (facts.normal, facts.anomalous, facts.masks)
         return [self._folder / part for part in parts if part]
 
     def find_samples(self, category: str, split: Split) -> list[Sample]:
-        """Returns the test samples, sorted by path; the training split is empty.
+        """Returns the test samples, sorted by path. The training split is empty.
 
         Raises:
             DatasetError: A mask has no image or an image no mask.

@@ -9,7 +9,7 @@ from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 class MPDD(MVTecLayout):
     """MPDD: 6 categories, 176 normal and 282 anomalous test images, with masks.
 
-    Incomplete copies go round: compare the counts.
+    Incomplete copies are in circulation, so compare the counts.
     """
 
     title = "MPDD"

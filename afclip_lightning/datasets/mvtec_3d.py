@@ -1,4 +1,4 @@
-"""MVTec 3D-AD: ten objects seen by a 3D sensor, of which the colour images are read."""
+"""MVTec 3D-AD: ten objects seen by a 3D sensor. Only the colour images are read."""
 
 from pathlib import Path
 from typing import ClassVar
@@ -15,19 +15,19 @@ COLOUR, MASK = "rgb", "gt"
 
 
 class MVTec3D(AnomalyDataModule):
-    """MVTec 3D-AD: 10 categories, 249 normal and 948 anomalous test images, with masks; colours alone, without depth.
+    """MVTec 3D-AD: 10 categories, 249 normal and 948 anomalous test images, with masks; colour only, without depth.
 
-    An image is `rgb/000.png`, its mask `gt/000.png` beside it; the coordinates in `xyz` are not read. The masks of
-    normal images are empty and not read either. Thresholds come from `validation/good`. The layout is that of the
-    public loaders; it was not compared with the archive itself.
+    An image is `rgb/000.png`, and its mask is `gt/000.png`. The coordinates in `xyz` and the empty masks of normal
+    images are not read. Thresholds are computed from `validation/good`. The layout is taken from public loaders; it was
+    not compared with the archive itself.
 
     Args:
         root: Folder of the dataset.
         categories: Categories to use; all by default.
         train_split: Split that training reads.
         batch_size: Images per batch, in training and in testing.
-        num_workers: Loader processes; 0 loads in the main process.
-        class_names: What prompts call categories; replaces or extends the dataset's own.
+        num_workers: Number of loader processes; 0 loads in the main process.
+        class_names: Names of categories in prompts. They replace or extend the dataset's own class names.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -66,7 +66,7 @@ class MVTec3D(AnomalyDataModule):
         return list(self.published)
 
     def missing(self) -> list[Path]:
-        """Returns the folders of the categories in use that are not there."""
+        """Returns the missing folders of the categories in use."""
         wanted = [self.root / c / "test" / NORMAL / COLOUR for c in self.selected_categories()]
         return [folder for folder in wanted if not folder.is_dir()]
 

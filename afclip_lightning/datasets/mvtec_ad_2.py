@@ -1,4 +1,4 @@
-"""MVTec AD 2: eight scenes of industrial inspection, with parts whose labels only a server knows."""
+"""MVTec AD 2: eight scenes of industrial inspection. The labels of some parts are only on a server."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,24 +14,24 @@ from afclip_runtime.images.find import walk_images
 Part = Literal["test_public", "test_private", "test_private_mixed", "validation"]
 PRIVATE: tuple[Part, ...] = ("test_private", "test_private_mixed")
 PRIVATE_IMAGES = 4090
-"""Images of both private parts of all categories, as the server counts them."""
+"""Number of images of both private parts in all categories, as the server counts them."""
 
 
 class MVTecAD2(AnomalyDataModule):
-    """MVTec AD 2: 8 categories, of which the public part has labels and masks.
+    """MVTec AD 2: 8 categories. Only the public part has labels and masks.
 
-    A part without labels is only predicted (`predict --data.part test_private`), and `submit` writes what the server
-    scores. Few-shot images come from `train/good`; normal images for thresholds from `validation/good`.
+    A part without labels can only be predicted (`predict --data.part test_private`). `submit` writes the files that the
+    server scores. Few-shot images are from `train/good`, normal images for thresholds from `validation/good`.
 
     Args:
         root: Folder of the dataset.
-        part: What the test split is. `test_public` has labels; of `test_private` and `test_private_mixed` (other
-            lighting) the server alone has them; `validation` is normal images only.
+        part: Part that is used as the test split. `test_public` has labels. The labels of `test_private` and
+            `test_private_mixed` (other lighting) are only on the server. `validation` has normal images only.
         categories: Categories to use; all by default.
         train_split: Split that training reads.
         batch_size: Images per batch, in training and in testing.
-        num_workers: Loader processes; 0 loads in the main process.
-        class_names: What prompts call categories; replaces or extends the dataset's own.
+        num_workers: Number of loader processes; 0 loads in the main process.
+        class_names: Names of categories in prompts. They replace or extend the dataset's own class names.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -86,16 +86,16 @@ class MVTecAD2(AnomalyDataModule):
         return list(self.published)
 
     def missing(self) -> list[Path]:
-        """Returns the folders of the part that are not there."""
+        """Returns the missing folders of the part."""
         inner = {"test_public": ("good", "bad", "ground_truth/bad"), "validation": ("good",)}.get(self.part, ("",))
         folders = [self.root / category / self.part / name for category in self.selected_categories() for name in inner]
         return [folder for folder in folders if not folder.is_dir()]
 
     def check(self, stage: str = "fit") -> None:
-        """Checks that the part is on disk, and that images without labels are only predicted; reads no image.
+        """Checks that the part is on disk, and that images without labels are only predicted. Reads no image.
 
         Raises:
-            DatasetError: A folder is not there, or labels are needed and the server alone has them.
+            DatasetError: A folder is missing, or the stage needs labels that are only on the server.
         """
         super().check(stage)
         if self.part in PRIVATE and stage != "predict":

@@ -1,4 +1,4 @@
-"""MVTec AD's layout, which many sets follow; usable as it is for a set of one's own in that layout."""
+"""MVTec AD's layout, which many datasets follow. It can be used directly for your own dataset in that layout."""
 
 from pathlib import Path
 from typing import ClassVar
@@ -28,29 +28,27 @@ OTHER_FOLDER = "folders of a category that are not read"
 class MVTecLayout(AnomalyDataModule):
     """A dataset in MVTec AD's layout: `<category>/{train,test}/<normal>`, `test/<defect>`, `ground_truth/<defect>`.
 
-    The name of a folder `test/<defect>` is the defect type of its images, where there are several such folders.
-    Images in subfolders of these, such as `test/good/camera_2/`, are read too, with their masks in equal subfolders;
-    those in a subfolder that is named as one of masks, labels or depths are not. A category without a `ground_truth`
-    folder is taken as one without masks: its pixel metrics are absent. A published dataset in this layout is a subclass
-    that sets the class attributes and nothing else.
+    The name of a folder `test/<defect>` is the defect type of its images, if there are several such folders. Images in
+    subfolders, such as `test/good/camera_2/`, are read too, with their masks in corresponding subfolders. Subfolders
+    whose name says masks, labels or depths are not read. A category without a `ground_truth` folder has no masks, so
+    its pixel metrics are absent. A published dataset in this layout is a subclass that only sets class attributes.
 
     Args:
-        root: Folder that holds one folder per category; that of a published dataset by default.
+        root: Folder with one folder per category. Published datasets have a default.
         name: Name in metric keys and tables; by default the published name, or the name of the root folder.
-        categories: Categories to use; by default all of the published ones, or every folder that has a `test` folder.
+        categories: Categories to use; by default all published ones, or every folder that has a `test` folder.
         train_split: Split that training reads.
         batch_size: Images per batch, in training and in testing.
-        num_workers: Loader processes; 0 loads in the main process.
-        class_names: What prompts call categories; replaces or extends the dataset's own.
+        num_workers: Number of loader processes; 0 loads in the main process.
+        class_names: Names of categories in prompts. They replace or extend the dataset's own class names.
 
     Attributes:
-        published: The dataset's categories in their published order; empty where they are whatever lies on disk.
+        published: The dataset's categories in their published order; empty if they are read from disk.
         normal_folder: Name of the folders of normal images.
-        mask_suffixes: What may follow an image's stem in the stem of its mask.
-        flat: Whether the root is itself the folder of the only category.
+        mask_suffixes: Suffixes that the stem of a mask may have after the stem of its image.
+        flat: Whether the root itself is the folder of the only category.
         required: Folders that each category must have.
-        validation: Folder of a category with normal images for thresholds; empty where there is none, and those of
-            `train` are taken.
+        validation: Folder of a category with normal images for thresholds. If it is empty, images of `train` are used.
 
     Raises:
         ValueError: There is no root, or an argument is out of its range.
@@ -85,10 +83,10 @@ class MVTecLayout(AnomalyDataModule):
         self.name = name or self.name or self.root.resolve().name
 
     def find_categories(self) -> list[str]:
-        """Returns the published categories, or else every folder under the root that has a `test` folder, by name.
+        """Returns the published categories, or else all folders in the root that have a `test` folder, sorted by name.
 
         Raises:
-            DatasetError: Two folders' names differ by their Unicode form only.
+            DatasetError: The names of two folders differ only by their Unicode form.
         """
         if self.published:
             return list(self.published)
@@ -101,7 +99,7 @@ class MVTecLayout(AnomalyDataModule):
         return self.root if self.flat else find(self.root, category)
 
     def missing(self) -> list[Path]:
-        """Returns the required folders of the categories in use that are not there."""
+        """Returns the missing required folders of the categories in use."""
         wanted = [self.category_folder(c) / folder for c in self.selected_categories() for folder in self.required]
         return [path for path in wanted if not path.is_dir()]
 
@@ -126,14 +124,14 @@ class MVTecLayout(AnomalyDataModule):
         return with_defect_types(samples, {image: image.relative_to(folder / split).parts[0] for image in anomalous})
 
     def mask_paths(self, mask_root: Path) -> list[Path]:
-        """Returns what marks the anomalous images of a category, in subfolders of `ground_truth` as the images lie."""
+        """Returns the masks of a category's anomalous images, in the subfolders of `ground_truth`."""
         return self._defects(mask_root)
 
     def threshold_samples(self, category: str) -> list[Sample]:
-        """Returns the normal images of the validation folder, sorted by path; of a set without one, those of `train`.
+        """Returns the normal images of the validation folder, or of `train` without one, sorted by path.
 
         Raises:
-            DatasetError: There is none.
+            DatasetError: There is no such image.
         """
         if not self.validation:
             return super().threshold_samples(category)
@@ -143,13 +141,13 @@ class MVTecLayout(AnomalyDataModule):
         return self.as_read(self.make_samples(category, "test", images, [], None))
 
     def folders_of(self, category: str, split: Split) -> list[Path]:
-        """Returns the folders of the split, and of the masks; but not of those of normal images, which need none."""
+        """Returns the folders of the split and of its masks, without the masks of normal images."""
         folder = self.category_folder(category)
         masks = [kind for kind in list_folders(folder / "ground_truth") if kind.name != self.normal_folder]
         return [folder / split, *(masks if split == "test" else ())]
 
     def left_out(self, split: Split) -> list[LeftOut]:
-        """Returns what is not read of the folders of all categories, and of what lies beside them."""
+        """Returns unread files in the folders of all categories, and unread folders beside them."""
         found = super().left_out(split)
         if split == "train":
             return found
@@ -166,7 +164,7 @@ class MVTecLayout(AnomalyDataModule):
         return found
 
     def doubts(self, split: Split) -> list[str]:
-        """Returns a sentence on each folder of anomalous images without masks whose name says that they are normal."""
+        """Returns one sentence per folder of anomalous images without masks whose name says that they are normal."""
         found = []
         for category in self.selected_categories():
             folder = self.category_folder(category)
@@ -187,12 +185,12 @@ class MVTecLayout(AnomalyDataModule):
         return f" If the images in {names} are normal, move them to {self.normal_folder!r}." if names else ""
 
     def _defects(self, folder: Path) -> list[Path]:
-        """Returns the images in all subfolders of `folder` but the normal one; an absent folder has none."""
+        """Returns the images in all subfolders of `folder` except the normal one; none if the folder is missing."""
         kinds = (kind for kind in list_folders(folder) if kind.name != self.normal_folder)
         return [image for kind in kinds for image in _images(kind)]
 
 
 def _images(kind: Path) -> list[Path]:
-    """Returns the images of a kind, at whatever depth, but for folders that are named as ones of masks or labels."""
+    """Returns the images of a kind at any depth, except in folders whose name says masks or labels."""
     found = walk_images(kind)
     return [path for path in found if not any(map(holds_no_pictures, path.relative_to(kind).parts[:-1]))]

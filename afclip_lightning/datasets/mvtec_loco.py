@@ -9,12 +9,12 @@ from afclip_lightning.datasets.saturated_layout import SaturatedLayout
 class MVTecLOCO(SaturatedLayout):
     """MVTec LOCO AD: 5 categories, 575 normal and 993 anomalous test images (561 logical, 432 structural), with masks.
 
-    Rows by defect type (`evaluation.defect_types`) are logical and structural anomalies, each with all normal images;
-    what papers print is the mean of the two. Thresholds come from `validation/good`.
+    Rows by defect type (`evaluation.defect_types`) are logical and structural anomalies, each with all normal images.
+    Papers report the mean of the two. Thresholds are computed from `validation/good`.
 
-    The layout follows the published evaluation, the counts those that several users of the archive list, which add up
-    to the paper's test set of 1568; they were not compared with the archive itself. Of splicing connectors the paper
-    has 6 training images fewer than these lists, so that their number is not compared.
+    The layout follows the published evaluation. The counts are those that several users of the archive list. They add
+    up to the paper's test set of 1568 images, but were not compared with the archive itself. The paper has 6 training
+    images of splicing connectors fewer than these lists, so that number is not checked.
 
     Reference: Bergmann et al., Beyond Dents and Scratches: Logical Constraints in Unsupervised Anomaly Detection and
         Localization, IJCV 130 (2022).

@@ -1,4 +1,4 @@
-"""Draws products and their defects from nothing but random numbers: the pictures of the `Synthetic` dataset.
+"""Draws products and their defects from random numbers: the pictures of the `Synthetic` dataset.
 
 A picture is made in three steps, each with a random stream of its own: `render` draws a flawless product, `draw_defect`
 changes it, `expose` adds what the camera adds. Exposure works pixel by pixel, so that the picture with the defect and
@@ -17,12 +17,12 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import ArrayLike, NDArray
 
-Array = NDArray[Any]  # float32 where nothing else is said; numpy's stubs lose the type at every turn
+Array = NDArray[Any]  # float32 unless stated otherwise; NumPy's stubs do not keep the type
 Mask = NDArray[np.bool_]
 Colour = tuple[float, float, float]
 
 VERSION = 1  # raise it when any picture changes: data on disk made by another version is refused
-VISIBLE = 4 / 255  # a smaller change in every channel, under the camera's noise, is not seen
+VISIBLE = 4 / 255  # a smaller change in every channel is invisible under the camera's noise
 AREA = (0.001, 0.15)  # least and greatest share of the image that a defect covers
 
 _LIGHT = (-0.5, -0.6, 0.625)  # unit vector towards the lamp: from the upper left
@@ -101,7 +101,7 @@ def draw_defect(kind: str, image: Array, foreground: Mask, rng: Generator, stren
 
 
 def expose(image: Array, rng: Generator) -> NDArray[np.uint8]:
-    """Returns the image as a camera gives it, `[H, W, 3]`, uint8: uneven light, white balance and noise, by pixel."""
+    """Returns the image as from a camera, `[H, W, 3]`, uint8: with uneven light, white balance and noise per pixel."""
     x, y = _pose(image.shape[-1], rng, turn=np.pi, shift=0.1)
     light = rng.uniform(0.92, 1.06) * (1 + rng.uniform(0.0, 0.2) * x - 0.2 * (x * x + y * y))
     image = image * light * _rgb(rng.uniform(0.98, 1.02, 3))
@@ -151,7 +151,7 @@ def _rgb(colour: ArrayLike) -> Array:
 
 
 def _tint(rng: Generator, colour: Colour, spread: float = 0.05) -> Array:
-    """Returns about this colour, `[3, 1, 1]`: no two products are dyed alike."""
+    """Returns a random colour near this one, `[3, 1, 1]`, so that products vary."""
     return _rgb(colour) * _rgb(1 + rng.uniform(-spread, spread) + rng.uniform(-spread, spread, 3) / 2)
 
 
@@ -194,7 +194,7 @@ def _shift(plane: Array, by: float) -> Array:
 
 
 def _relief(height: Array) -> tuple[Array, Array]:
-    """Returns the light that a surface throws back, diffuse (1 = lies flat) and as highlight in [0, 1]."""
+    """Returns the light that a surface reflects: diffuse (1 = flat surface), and as a highlight in [0, 1]."""
     dy, dx = np.gradient(height * height.shape[0])
     upright = 1 / np.sqrt(1 + dx * dx + dy * dy)
     diffuse = (_LIGHT[2] - _LIGHT[0] * dx - _LIGHT[1] * dy) * upright / _LIGHT[2]
@@ -438,7 +438,7 @@ def _tidy(mask: Mask) -> Mask:
 
 
 def _somewhere(foreground: Mask, rng: Generator, margin: float) -> Array:
-    """Returns a point x, y on the product, in pixels, at least `margin` within its border where that can be had."""
+    """Returns a point x, y on the product, in pixels, at least `margin` inside its border if possible."""
     depth = cv2.distanceTransform(np.pad(foreground, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
     rows, columns = np.nonzero(depth >= min(margin * len(foreground), 0.7 * depth.max()))
     pick = rng.integers(len(rows))

@@ -1,4 +1,4 @@
-"""Real-IAD: thirty kinds of objects, each seen from five sides; lists say which image is what."""
+"""Real-IAD: thirty kinds of objects, each seen from five sides. JSON files list the images."""
 
 import re
 from collections import Counter
@@ -23,7 +23,7 @@ FOLDER_OF: Mapping[Lists, str] = {"multi_view": "realiad_jsons", "single_view": 
 VIEWS = 5
 RESTORE = "Restore the file from realiad_jsons.zip."
 
-# audiojack_0012_NG_BX_C3_20231023...: the object and, after C, the view. The authors' command tells objects apart so.
+# audiojack_0012_NG_BX_C3_20231023...: the object and, after C, the view. The authors' command groups views like this.
 OBJECT = re.compile(r"(?P<object>[a-zA-Z]\w*_\d{4}_[A-Z]+(?:_[A-Z]+)*)_C\d_")
 
 DEFECTS: Mapping[str, str] = {
@@ -36,7 +36,7 @@ DEFECTS: Mapping[str, str] = {
     "YW": "foreign objects",
     "ZW": "contamination",
 }
-"""What the codes of anomaly classes mean, as the project's page says."""
+"""Meaning of the codes of anomaly classes, from the project's page."""
 
 
 @dataclass(frozen=True)
@@ -66,25 +66,25 @@ class RealIAD(AnomalyDataModule):
     """Real-IAD: 30 categories, 63,256 normal and 51,329 anomalous test images, with masks; five views of each object.
 
     The file of a category, `<lists>/<category>.json`, names the images and masks of both splits. As in the authors'
-    loader an image is normal if its `anomaly_class` is that of normal images, or if it has no mask: a view of a
-    defective object that does not show the defect is normal. The views of an object are a group, which a test judges
-    too (G-AUROC, the authors' S-AUROC): its name is the part of the file's name before `_C1_` to `_C5_`.
+    loader, an image is normal if its `anomaly_class` says so, or if it has no mask. So a view of a defective object
+    that does not show the defect is normal. The views of an object are a group, which a test evaluates too (G-AUROC,
+    the authors' S-AUROC). The name of the group is the part of the file name before `_C1_` to `_C5_`.
 
-    Layout, names and rules follow the authors' code (github.com/Tencent/AnomalyDetection_Real-IAD), the totals their
-    paper (99,721 normal and 51,329 anomalous images) and public lists (36,465 training images); they were not compared
-    with the set itself. Lists with noise (`realiad_jsons_fuiad_…`) call defective training images normal and are not
-    read. Real-IAD Variety has other lists, which this class does not know: `Listing` or `Table` read them with a column
-    `group`.
+    Layout, names and rules follow the authors' code (github.com/Tencent/AnomalyDetection_Real-IAD). The totals are from
+    their paper (99,721 normal and 51,329 anomalous images) and public lists (36,465 training images). They were not
+    compared with the dataset itself. Lists with noise (`realiad_jsons_fuiad_…`) label defective training images as
+    normal and are not read. Real-IAD Variety has other lists, which this class does not support. `Listing` or `Table`
+    can read them, with a column `group`.
 
     Args:
         root: Folder of the dataset.
-        lists: Which lists: `multi_view` (`realiad_jsons`) or `single_view` (`realiad_jsons_sv`, the view from above).
-        pixels: Which images: those scaled to 256, 512 or 1024 pixels (`realiad_1024`), or `raw`.
+        lists: Lists to read: `multi_view` (`realiad_jsons`) or `single_view` (`realiad_jsons_sv`, the view from above).
+        pixels: Images to read: scaled to 256, 512 or 1024 pixels (`realiad_1024`), or `raw`.
         categories: Categories to use; all by default.
         train_split: Split that training reads.
         batch_size: Images per batch, in training and in testing.
-        num_workers: Loader processes; 0 loads in the main process.
-        class_names: What prompts call categories; replaces or extends the dataset's own.
+        num_workers: Number of loader processes; 0 loads in the main process.
+        class_names: Names of categories in prompts. They replace or extend the dataset's own class names.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -148,18 +148,18 @@ realiad_1024/<category>/NG/<defect>/S0001/*.{jpg,png}   images and masks
         return list(self.published)
 
     def list_of(self, category: str) -> Path:
-        """Returns the file of a category, whether or not it is there."""
+        """Returns the path of a category's file, whether or not it exists."""
         folder = self.root / FOLDER_OF[self.lists]
-        inner = self.root / FOLDER_OF["multi_view"] / FOLDER_OF[self.lists]  # as the archive of all lists unpacks
+        inner = self.root / FOLDER_OF["multi_view"] / FOLDER_OF[self.lists]  # the layout of the archive of all lists
         return (inner if inner.is_dir() else folder) / f"{category}.json"
 
     @property
     def image_root(self) -> Path:
-        """Returns the folder of the images of the size in use."""
+        """Returns the folder of the images in the chosen size."""
         return self.root / f"realiad_{self.pixels}"
 
     def missing(self) -> list[Path]:
-        """Returns the files, and the folders of images, of the categories in use that are not there."""
+        """Returns the missing files and folders of images of the categories in use."""
         categories = self.selected_categories()
         folders = [self.image_root / category for category in categories]
         files = [self.list_of(category) for category in categories]
@@ -169,8 +169,8 @@ realiad_1024/<category>/NG/<defect>/S0001/*.{jpg,png}   images and masks
         """Returns the samples of one category and split, sorted by path.
 
         Raises:
-            DatasetError: The file is absent or not as it must be, or an entry names no file, or one outside of the
-                folder of images.
+            DatasetError: The file is absent or malformed, or an entry names a missing file or a file outside the folder
+                of images.
         """
         path = self.list_of(category)
         found = self._entries(path)
@@ -194,7 +194,7 @@ realiad_1024/<category>/NG/<defect>/S0001/*.{jpg,png}   images and masks
         return self._read[path]
 
     def notes(self) -> list[str]:
-        """Returns a sentence on objects of which views are missing, and on images whose names say no object."""
+        """Returns a sentence on objects with missing views, and one on images whose names contain no object."""
         said = []
         for category in self.selected_categories() if self.lists == "multi_view" else ():
             samples = self.find_samples(category, "test")
@@ -212,6 +212,6 @@ realiad_1024/<category>/NG/<defect>/S0001/*.{jpg,png}   images and masks
 
 
 def _object(image: Path) -> str:
-    """Returns which object an image shows, from its name; empty where that does not say."""
+    """Returns the object that an image shows, from its file name; empty if the name does not contain it."""
     match = OBJECT.match(image.name)
     return match["object"] if match else ""

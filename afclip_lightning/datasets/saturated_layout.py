@@ -1,4 +1,4 @@
-"""MVTec LOCO AD's layout: a folder of masks per image, one file per defect, and how much of each has to be found."""
+"""MVTec LOCO AD's layout: a folder of masks per image, one file per defect, and a saturation per kind of defect."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +10,12 @@ from afclip_lightning.types import Sample, Split
 
 
 class SaturatedLayout(MVTecLayout):
-    """A dataset in MVTec LOCO AD's layout: as MVTec AD's, with `ground_truth/<defect>/<image>/000.png, 001.png …`.
+    """A dataset in MVTec LOCO AD's layout: MVTec AD's layout with `ground_truth/<defect>/<image>/000.png, 001.png …`.
 
-    Each file of such a folder marks one defect, whatever number of parts it has; their union is the mask. The value of
-    its pixels says of which kind it is, and `<category>/defects_config.json` how much of a defect of that kind has to
-    be found for it to count as found whole. So a test has sPRO beside PRO (`metrics/spro.py`). Arguments as those of
-    `MVTecLayout`; usable as it is for a set of one's own in that layout.
+    Each file of such a folder marks one defect, whatever its number of parts. Their union is the mask of the image. The
+    value of the pixels is the kind of the defect. `<category>/defects_config.json` says how much of a defect of each
+    kind has to be found for it to count as wholly found. So a test reports sPRO in addition to PRO (`metrics/spro.py`).
+    The arguments are those of `MVTecLayout`. The class can be used directly for your own dataset in that layout.
 
     Raises:
         ValueError: There is no root, or an argument is out of its range.
@@ -36,7 +36,7 @@ class SaturatedLayout(MVTecLayout):
 """
 
     def missing(self) -> list[Path]:
-        """Returns the required folders, and the saturation files, of the categories in use that are not there."""
+        """Returns the missing required folders and saturation files of the categories in use."""
         configs = [self.category_folder(category) / SATURATION_FILE for category in self.selected_categories()]
         return [*super().missing(), *(path for path in configs if not path.is_file())]
 
@@ -48,8 +48,8 @@ class SaturatedLayout(MVTecLayout):
         """Returns the samples of one category and split, sorted by path.
 
         Raises:
-            DatasetError: A mask has no image or an anomalous image no masks, or the saturation file is absent or not as
-                it must be.
+            DatasetError: A mask has no image or an anomalous image no masks, or the saturation file is absent or
+                malformed.
         """
         samples = super().find_samples(category, split)
         if not any(sample.mask_path for sample in samples):
@@ -58,10 +58,10 @@ class SaturatedLayout(MVTecLayout):
         return [replace(sample, saturations=saturations) if sample.label else sample for sample in samples]
 
     def files_of(self, category: str, split: Split) -> set[Path]:
-        """Returns the images, and the files of the masks, that are read.
+        """Returns the images and mask files that are read.
 
         Raises:
-            DatasetError: They cannot be listed.
+            DatasetError: The files cannot be listed.
         """
         paths = super().files_of(category, split)
         return {file for path in paths for file in (mask_files(path) if path.is_dir() else (path,))}

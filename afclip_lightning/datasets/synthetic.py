@@ -27,23 +27,23 @@ _RECORD = "synthetic.json"
 
 
 class Synthetic(MVTecLayout):
-    """Twelve categories of drawn products with exact masks: six to train on, six others to test on.
+    """Twelve categories of drawn products with exact masks: six for training and six others for testing.
 
-    The pictures are drawn into `root` by `prepare_data`, which Lightning calls before a run. The same arguments give
-    the same pictures, whichever categories are drawn and in whatever order.
+    `prepare_data` draws the pictures into `root`; Lightning calls it before a run. The same arguments give the same
+    pictures, whichever categories are drawn, and in any order.
 
     Args:
-        root: Folder that the pictures are drawn into; `synthetic` in the folder of all datasets by default.
+        root: Folder into which the pictures are drawn; by default `synthetic` in the folder of all datasets.
         categories: Categories to use, for example `SYNTHETIC_TRAIN` or `SYNTHETIC_TEST`; all twelve by default.
         train_split: Split that training reads.
         batch_size: Images per batch, in training and in testing.
-        num_workers: Loader processes; 0 loads in the main process.
+        num_workers: Number of loader processes; 0 loads in the main process.
         seed: Seed of the pictures.
         image_size: Side of the pictures, in pixels.
         train_normal: Normal training images per category.
         test_normal: Normal test images per category.
-        test_anomalous: Anomalous test images per category, dealt out over its kinds of defect.
-        class_names: What prompts call categories; replaces the dataset's own.
+        test_anomalous: Anomalous test images per category, distributed over its kinds of defect.
+        class_names: Names of categories in prompts. They replace the dataset's own class names.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -95,14 +95,14 @@ Nothing to get: the project draws it when a run starts, or when `prepare_data` o
                 raise ValueError(f"{name} must be at least {least.get(name, 1)}, got {value}")
 
     def is_absent(self) -> bool:
-        """Returns false: what is not there yet can be drawn."""
+        """Returns false: missing pictures can be drawn."""
         return False
 
     def check(self, stage: str = "fit") -> None:
-        """Checks that what was drawn before fits the settings; what is not drawn yet is no error.
+        """Checks that the pictures on disk were drawn with the settings. Missing pictures are not an error.
 
         Raises:
-            DatasetError: A category on disk was drawn with other settings, or is not this dataset's.
+            DatasetError: A category on disk was drawn with other settings, or does not belong to this dataset.
         """
         if self.root.exists() and not self.root.is_dir():
             raise DatasetError(f"{self.root} is not a folder. Choose another `root`.")
@@ -122,7 +122,7 @@ Nothing to get: the project draws it when a run starts, or when `prepare_data` o
                 )
 
     def prepare_data(self) -> None:
-        """Draws the categories in use that are not there yet. A category appears complete or not at all.
+        """Draws the missing categories in use. A category appears complete or not at all.
 
         Raises:
             DatasetError: A category on disk was drawn with other settings, or the root cannot be written to.
@@ -139,12 +139,12 @@ Nothing to get: the project draws it when a run starts, or when `prepare_data` o
         self.check()  # another process may have drawn a category meanwhile, with other settings
 
     def setup(self, stage: str) -> None:
-        """Checks that all categories in use are drawn, with these settings; Lightning calls this on every process."""
+        """Checks that all categories in use are drawn with these settings. Lightning calls this on every process."""
         self.check(stage)
         super().check(stage)
 
     def _draw(self, category: str, progress: "tqdm[None]") -> None:
-        # threads, one a processor: NumPy, OpenCV and the writing of a PNG let others run meanwhile
+        # one thread per processor: NumPy, OpenCV and PNG encoding release the interpreter's lock
         with complete_folder(self.category_folder(category)) as folder, ThreadPoolExecutor(_processors()) as pool:
             for _ in pool.map(partial(self._draw_one, folder, category), self._plan(category)):
                 progress.update()
@@ -171,5 +171,5 @@ Nothing to get: the project draws it when a run starts, or when `prepare_data` o
 
 
 def _processors() -> int:
-    """Returns how many processors this process may use."""
+    """Returns the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

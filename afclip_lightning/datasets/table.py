@@ -1,4 +1,4 @@
-"""One's own images, listed in a table."""
+"""The user's own images, listed in a table."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,36 +16,36 @@ REQUIRED = ("image", "label")
 OPTIONAL = ("category", "split")  # in every row, or in none
 COLUMNS = (*REQUIRED, "mask", "defect_type", "group", *OPTIONAL)
 LABELS = {"0": 0, "normal": 0, "good": 0, "1": 1, "anomalous": 1, "anomaly": 1}
-MEND = "Mend the file."
+MEND = "Correct the file."
 
 
 class Table(ListedData):
-    """One's own images, listed in a CSV file with a header, or in a JSONL file with one object a line.
+    """Your own images, listed in a CSV file with a header, or in a JSONL file with one object per line.
 
     The columns, or keys, are:
 
-    - `image`: path of the image from `root`, which it must not leave.
+    - `image`: path of the image relative to `root`, inside of it.
     - `label`: `0`, `normal` or `good`; `1`, `anomalous` or `anomaly`.
-    - `mask`: path of the mask of an anomalous image; a normal image has none. A category without any has no pixel
-      metrics; one with some must have all.
-    - `category`: the category; all images are of one, named as the dataset, if there is no such column.
-    - `defect_type`: what is wrong with an anomalous image, where it is known; a normal image has none.
-    - `group`: name of the object of which the image is one of several views, unique inside its category; an image
-      without one is judged alone.
-    - `split`: `test` or `train`; all are `test` if there is no such column.
+    - `mask`: path of the mask of an anomalous image; empty for a normal image. In a category, either all anomalous
+      images have a mask, or none has. Without masks there are no pixel metrics.
+    - `category`: the category. Without this column, there is one category with the name of the dataset.
+    - `defect_type`: defect type of an anomalous image, if it is known; empty for a normal image.
+    - `group`: name of an object that several images show, unique in its category. Images without a group are judged
+      alone.
+    - `split`: `test` or `train`. Without this column, all images are `test`.
 
-    `image` and `label` must be there. Other columns are not used. The table is read strictly: each row has a cell for
-    each column, and an image is listed once, under one label.
+    `image` and `label` are required. Other columns are ignored. The table is read strictly: each row has one cell per
+    column, and an image is listed once, with one label.
 
     Args:
-        root: Folder that the paths start at.
-        table: The table, `.csv` or `.jsonl`, as a path from `root`, or an absolute one.
+        root: Folder to which the paths are relative.
+        table: The table, `.csv` or `.jsonl`, as a path relative to `root`, or an absolute path.
         name: Name of the dataset in metric keys and tables; the name of `root` by default.
-        categories: Categories to use; all that the table names by default.
+        categories: Categories to use; by default all categories in the table.
         train_split: Split that training reads.
         batch_size: Images per batch, in training and in testing.
-        num_workers: Loader processes; 0 loads in the main process.
-        class_names: What prompts call each category.
+        num_workers: Number of loader processes; 0 loads in the main process.
+        class_names: Names of categories in prompts.
 
     Raises:
         ValueError: The table is neither `.csv` nor `.jsonl`, or an argument is out of its range.
@@ -80,7 +80,7 @@ class Table(ListedData):
         """Returns the categories in the order of the table.
 
         Raises:
-            DatasetError: The table is not there or not as it must be.
+            DatasetError: The table is missing or malformed.
         """
         return list(dict.fromkeys(entry.category for entry in self.entries()))
 
@@ -88,8 +88,8 @@ class Table(ListedData):
         """Returns the samples of one category and split, sorted by path.
 
         Raises:
-            DatasetError: The table is not as it must be, or a line names no file or one outside `root`, or an anomalous
-                image has no mask where others of its category have one.
+            DatasetError: The table is malformed, a line names a missing file or a file outside `root`, or an anomalous
+                image has no mask while others of its category have one.
         """
         images = self.images(category, split)
         masks = {image: file_inside(self.root, e.mask, e.where) for image, e in images.items() if e.mask}
@@ -107,7 +107,7 @@ class Table(ListedData):
         """Yields every row, checked and with its defaults.
 
         Raises:
-            DatasetError: The table cannot be read, or a row is not as it must be.
+            DatasetError: The table cannot be read, or a row is malformed.
         """
         rows = list(self._csv() if self.file.suffix == ".csv" else self._jsonl())
         if not rows:
@@ -140,11 +140,11 @@ class Table(ListedData):
         for number, fields in read_json_lines(self.file, Any, remedy=MEND, error=DatasetError):  # type: ignore[arg-type]
             where = f"{self.file}, line {number}"
             if not isinstance(fields, dict):
-                raise DatasetError(f"{where}: must be an object with image and label. Mend the line.")
+                raise DatasetError(f"{where}: must be an object with image and label. Correct the line.")
             row = {column: fields[column] for column in COLUMNS if fields.get(column) not in (None, "")}
             for column, value in row.items():
                 if not isinstance(value, str) and not (
                     column in ("label", "category", "defect_type", "group") and type(value) is int
                 ):
-                    raise DatasetError(f"{where}: {column} must be text, got {str(value)[:60]!r}. Mend the line.")
+                    raise DatasetError(f"{where}: {column} must be text, got {str(value)[:60]!r}. Correct the line.")
             yield where, {column: str(value).strip() for column, value in row.items()}

@@ -1,4 +1,4 @@
-"""Published recipes that make a test set of raw images: normal images held out, large images cut into tiles."""
+"""Published recipes that make a test set from raw images: normal images are held out, large images cut into tiles."""
 
 import copy
 import math
@@ -31,13 +31,13 @@ NO_TILE = "of which no tile is cut"
 
 
 def hold_out(items: Sequence[Item], share: float = 0.25, seed: int = 42) -> tuple[list[Item], list[Item]]:
-    """Returns the items for training and, a seeded share of them, those for testing, both in the order given.
+    """Divides items at random into those for training and those for testing. Both keep the given order.
 
-    The same items as scikit-learn's `train_test_split` with this `test_size` and `random_state` holds out.
+    The items for testing are those of scikit-learn's `train_test_split` with this `test_size` and `random_state`.
 
     Args:
         items: The items, in an order that is the same on every machine.
-        share: Share for testing, rounded up to a whole item.
+        share: Share for testing, in (0, 1), rounded up to a whole item.
         seed: Seed of the draw.
     """
     drawn = np.random.RandomState(seed).permutation(len(items))[: math.ceil(share * len(items))]
@@ -47,7 +47,7 @@ def hold_out(items: Sequence[Item], share: float = 0.25, seed: int = 42) -> tupl
 
 @contextmanager
 def complete_folder(target: Path) -> Iterator[Path]:
-    """Yields an empty folder that becomes `target` at the end, so that `target` appears complete or not at all.
+    """Yields an empty folder that is renamed to `target` at the end, so that `target` is complete or absent.
 
     Raises:
         OSError: The folder cannot be written.
@@ -60,7 +60,7 @@ def complete_folder(target: Path) -> Iterator[Path]:
         try:
             folder.rename(target)
         except OSError:
-            if not target.is_dir():  # else another process was first: what it made is the same
+            if not target.is_dir():  # otherwise another process was first, with the same result
                 raise
 
 
@@ -70,9 +70,9 @@ class Tile:
 
     Attributes:
         image: The raw image.
-        box: Left, top, right and bottom of the part, in pixels; right and bottom are not in it.
+        box: Left, top, right and bottom of the part, in pixels; right and bottom are exclusive.
         kind: Kind of its defect; empty if it is normal.
-        masks: Masks of the raw image, whose union counts; none where the whole image is normal.
+        masks: Masks of the raw image, of which the union is used; none if the whole image is normal.
     """
 
     image: Path
@@ -82,26 +82,26 @@ class Tile:
 
 
 class TiledLayout(MVTecLayout):
-    """A set whose images a published recipe cuts into tiles, with a quarter of the normal tiles held out for testing.
+    """A dataset whose images are cut into tiles by a published recipe. A quarter of the normal tiles is for testing.
 
-    The tiles are written into `root`, in MVTec AD's layout, by `prepare_data`, which Lightning calls before a run; a
-    root that is there is used as it is. The raw set is only read, and `root` may not lie in it. Equal raw images give
-    equal tiles and an equal split on every machine.
+    `prepare_data` writes the tiles into `root`, in MVTec AD's layout; Lightning calls it before a run. An existing root
+    is used as it is. The raw dataset is only read, and `root` must not be inside it. Equal raw images give equal tiles
+    and an equal split on every machine.
 
-    Differs: the recipes list folders in whatever order the disk has them, so that their seed fixes how many normal
-    tiles are held out but not which ones; here they are sorted by path.
+    Differs: The recipes list folders in the order of the disk, so that their seed determines how many normal tiles are
+    held out, but not which ones. Here they are sorted by path.
 
     Args:
-        root: Folder of the tiles; that of the set's name by default.
-        raw: Folder of the raw set; not needed where the tiles are there.
+        root: Folder of the tiles; its default root by default.
+        raw: Folder of the raw dataset. It is not needed if the tiles exist.
         train_split: Split that training reads.
         batch_size: Images per batch, in training and in testing.
-        num_workers: Loader processes; 0 loads in the main process.
-        class_names: What prompts call categories; replaces or extends the set's own.
+        num_workers: Number of loader processes; 0 loads in the main process.
+        class_names: Names of categories in prompts. They replace or extend the dataset's own class names.
 
     Attributes:
-        raw_layout: What `raw` must contain, as a few lines for a person.
-        raw_folder: Folder of the raw set in the one that holds all datasets, as the configs have it.
+        raw_layout: Layout of `raw`, as text of a few lines.
+        raw_folder: Folder of the raw dataset in the folder of all datasets, as in the configs.
 
     Raises:
         ValueError: `root` lies in `raw`, or an argument is out of its range.
@@ -130,26 +130,26 @@ class TiledLayout(MVTecLayout):
 
     @classmethod
     def variants(cls, root: Path) -> list[AnomalyDataModule]:
-        """Returns nothing: tiles of one set look like those of another."""
+        """Returns nothing: tiles of different datasets cannot be distinguished."""
         return []
 
     @abstractmethod
     def find_tiles(self, raw: Path) -> list[Tile]:
-        """Returns the tiles of the raw set, in an order that is the same on every machine; opens the masks.
+        """Returns the tiles of the raw dataset, in an order that is the same on every machine. Reads the masks.
 
         Raises:
             DatasetError: A folder is missing, or a mask has no image or another size.
         """
 
     def is_absent(self) -> bool:
-        """Returns whether there are neither tiles nor a raw set to cut."""
+        """Returns whether there are neither tiles nor a raw dataset."""
         return super().is_absent() and (self.raw is None or not self.raw.exists())
 
     def check(self, stage: str = "fit") -> None:
-        """Checks the tiles, or, where they are not cut yet, that the raw set is there.
+        """Checks the tiles. If they are not cut yet, checks that the raw dataset exists.
 
         Raises:
-            DatasetError: Says which folder was looked for, what it should contain and how to get it.
+            DatasetError: A folder is missing. The message says what it should contain and how to get it.
         """
         if self.raw is None or not super().is_absent():
             super().check(stage)
@@ -183,10 +183,10 @@ class TiledLayout(MVTecLayout):
         raw.prepare_data()
 
     def prepare_data(self) -> None:
-        """Cuts the raw set, where it is given and the tiles are not there; they appear all at once.
+        """Cuts the raw dataset, if it is given and there are no tiles. All tiles appear at once.
 
         Raises:
-            DatasetError: The raw set is not as it must be, or the tiles cannot be written.
+            DatasetError: The raw dataset is not as it must be, or the tiles cannot be written.
         """
         if self.raw is None or not super().is_absent():
             return
@@ -251,4 +251,4 @@ def save_png(path: Path, pixels: np.ndarray) -> None:
     """Writes an image `[H, W]` or `[H, W, 3]`, uint8, and the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     stored = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if pixels.ndim == 3 else pixels
-    path.write_bytes(cv2.imencode(".png", stored)[1].tobytes())  # a third of what Pillow takes
+    path.write_bytes(cv2.imencode(".png", stored)[1].tobytes())  # takes a third of Pillow's time

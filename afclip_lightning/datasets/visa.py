@@ -23,22 +23,22 @@ ANOMALOUS_OF: Mapping[str, int] = {"2cls_highshot": 40, "2cls_fewshot": 80}
 class VisA(MVTecLayout):
     """VisA: 12 categories, 962 normal and 1200 anomalous test images, with masks.
 
-    Where `split_csv/1cls.csv` is there it says which image belongs where; otherwise the folders of the converted layout
-    do. The masks hold small class numbers and look black: any non-zero value is anomalous.
+    If `split_csv/1cls.csv` exists, it defines the splits. Otherwise the folders of the converted layout define them.
+    The masks hold small class numbers and look black. Any non-zero value is anomalous.
 
-    The two-class splits have anomalous images among those for training too: of the 100 of a category 60
-    (`2cls_highshot`) or 20 (`2cls_fewshot`); the others are tested on. Half of what `2cls_fewshot` tests on is for
-    training in `2cls_highshot`: what was trained on one split is tested on that split alone.
+    The two-class splits also have anomalous training images: 60 (`2cls_highshot`) or 20 (`2cls_fewshot`) of the 100 of
+    a category. The others are test images. Half of the test images of `2cls_fewshot` are training images of
+    `2cls_highshot`, so test a head only on the split on which it was trained.
 
     Args:
         root: Folder of the dataset.
-        split: Which table of `split_csv`: `1cls`, whose training images are normal, `2cls_highshot` or `2cls_fewshot`.
+        split: Table of `split_csv`: `1cls` (training images are normal), `2cls_highshot` or `2cls_fewshot`.
         name: Name in metric keys and tables.
         categories: Categories to use; all by default.
         train_split: Split that training reads.
         batch_size: Images per batch, in training and in testing.
-        num_workers: Loader processes; 0 loads in the main process.
-        class_names: What prompts call categories; replaces or extends the dataset's own.
+        num_workers: Number of loader processes; 0 loads in the main process.
+        class_names: Names of categories in prompts. They replace or extend the dataset's own class names.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -109,7 +109,7 @@ VisA from github.com/amazon-science/spot-diff (a tar archive on S3), unpacked in
 
     @property
     def table(self) -> Path:
-        """Returns where the table of the original layout lies, whether or not it is there."""
+        """Returns the path of the table in the original layout, whether or not it exists."""
         return self.root / "split_csv" / f"{self.split}.csv"
 
     def category_folder(self, category: str) -> Path:
@@ -118,7 +118,7 @@ VisA from github.com/amazon-science/spot-diff (a tar archive on S3), unpacked in
         return (converted if converted.is_dir() else self.root) / category
 
     def missing(self) -> list[Path]:
-        """Returns what the layout in use lacks; where neither layout is to be seen, the table of the original one."""
+        """Returns the missing files of the layout in use; the table of the original layout if neither is found."""
         if self.table.is_file():
             return [path for path in (self.root / c for c in self.selected_categories()) if not path.is_dir()]
         converted = self.split == "1cls" and any((self.category_folder(c) / "test").is_dir() for c in self.published)
@@ -131,19 +131,19 @@ VisA from github.com/amazon-science/spot-diff (a tar archive on S3), unpacked in
         return [self.root / category / "Data"] if split == "test" else []
 
     def files_of(self, category: str, split: Split) -> set[Path]:
-        """Returns the images and masks of the layout in use; those of the original one are of both splits."""
+        """Returns the images and masks of the layout in use. In the original layout, they are those of both splits."""
         splits: tuple[Split, ...] = ("train", "test") if self.table.is_file() else (split,)
         return set().union(*(super(VisA, self).files_of(category, s) for s in splits))
 
     def left_out(self, split: Split) -> list[LeftOut]:
-        """Returns what is not read of the layout in use."""
+        """Returns unread files in the folders of the layout in use."""
         return AnomalyDataModule.left_out(self, split) if self.table.is_file() else super().left_out(split)
 
     def find_samples(self, category: str, split: Split) -> list[Sample]:
         """Returns the samples of one category and split, sorted by path.
 
         Raises:
-            DatasetError: A row of the table is not as it must be, or a mask has no image or an image no mask.
+            DatasetError: A row of the table is malformed, a mask has no image, or an image has no mask.
         """
         if not self.table.is_file():
             return super().find_samples(category, split)
@@ -163,7 +163,7 @@ VisA from github.com/amazon-science/spot-diff (a tar archive on S3), unpacked in
         return self.make_samples(category, split, [image for image in masks if image not in known], list(known), known)
 
     def _rows(self) -> list[tuple[str, dict[str, str]]]:
-        """Returns every row of the table with `file, line n`."""
+        """Returns every row of the table with its position `file, line n`."""
         rows = []
         for number, cells in read_rows(self.table, remedy="Restore the file.", error=DatasetError):
             if absent := [column for column in COLUMNS if column not in cells]:

@@ -15,29 +15,29 @@ from afclip_runtime.files import read_json_lines
 
 
 class SliceLine(msgspec.Struct, frozen=True):
-    """What a line of the manifest says of a slice beside what `Table` reads of it."""
+    """The keys of a line of the manifest that `Table` does not read."""
 
     patient: str
     split: str
 
 
 class Volumes(Table):
-    """Slices of medical volumes, with masks; the slices of a volume are one group, which has a verdict of its own.
+    """Slices of medical volumes, with masks. The slices of a volume are a group, which also gets a verdict.
 
-    All slices of a patient are in one split: a manifest that says otherwise is refused.
+    All slices of a patient must be in one split.
 
     Args:
         root: Folder that `datasets import --from volumes` wrote.
-        table: The manifest, as a path from `root`, or an absolute one.
+        table: The manifest, as a path relative to `root`, or an absolute path.
         name: Name of the dataset in metric keys and tables; the name of `root` by default.
-        categories: Categories to use; all that the manifest names by default.
+        categories: Categories to use; by default all categories in the manifest.
         train_split: Split that training reads.
         batch_size: Images per batch, in training and in testing.
-        num_workers: Loader processes; 0 loads in the main process.
-        class_names: What prompts call each category.
+        num_workers: Number of loader processes; 0 loads in the main process.
+        class_names: Names of categories in prompts.
 
     Raises:
-        ValueError: The manifest is no `.jsonl`, or an argument is out of its range.
+        ValueError: The manifest is not a `.jsonl` file, or an argument is out of its range.
     """
 
     kinds = (".jsonl", ".jsonl")
@@ -59,10 +59,10 @@ class Volumes(Table):
         self.layout = f"{self.file.name}, images/<volume>/<axis>-<index>.png, masks/<volume>/<axis>-<index>.png"
 
     def find_categories(self) -> list[str]:
-        """Returns the categories in the order of the manifest; none where it is not there.
+        """Returns the categories in the order of the manifest; none if it is missing.
 
         Raises:
-            DatasetError: The manifest is not as it must be.
+            DatasetError: The manifest is malformed.
         """
         return super().find_categories() if self.file.is_file() else []
 

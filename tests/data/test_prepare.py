@@ -241,7 +241,7 @@ def test_a_stage_that_is_a_link(tmp_path: Path) -> None:
         folder.mkdir()
     stage = root / archive.STAGE
     stage.symlink_to(elsewhere)
-    with pytest.raises(DatasetError, match=r"unpacked is no folder, or a link to one"):
+    with pytest.raises(DatasetError, match=r"unpacked is not a folder, or is a link"):
         archive.prepare(BTAD(root), [packed])
     stage.unlink()
     stage.mkdir()
@@ -334,5 +334,5 @@ def test_an_empty_file_and_an_encrypted_zip(tmp_path: Path) -> None:
 
 def test_a_root_that_is_a_file(tmp_path: Path) -> None:
     packed = pack_zip(write_btad(tmp_path / "made"), tmp_path / "btad.zip")
-    with pytest.raises(DatasetError, match=r"btad\.zip is no folder"):
+    with pytest.raises(DatasetError, match=r"btad\.zip is not a folder"):
         archive.prepare(BTAD(packed), [packed])
