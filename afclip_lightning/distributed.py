@@ -1,9 +1,8 @@
-"""What the processes of a run share, and a batch that they share: means and sums over all of it, as shares.
+"""Communication between the processes of a run, and sums and means over a batch that they share.
 
-Every strategy averages gradients over the processes. A loss therefore returns this process's *share*: the mean of the
-shares is the loss that one process would have of the whole batch, and the mean of their gradients is its gradient,
-however unequal the parts are. All processes must call these functions equally often: none may be called in a branch
-that depends on the part.
+Every strategy averages gradients over the processes. A loss therefore returns this process's *share*. The mean of the
+shares is the loss of the whole batch in one process, and the mean of their gradients is its gradient, also for unequal
+parts. All processes must call these functions equally often, so no call may depend on this process's part.
 """
 
 from typing import Any, TypeVar
@@ -15,7 +14,7 @@ T = TypeVar("T")
 
 
 def processes() -> int:
-    """Returns how many processes share the run; 1 where it was not started for several."""
+    """Returns the number of processes of the run; 1 if it is not distributed."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
@@ -25,7 +24,7 @@ def rank() -> int:
 
 
 def agreed(value: T) -> T:
-    """Returns what the first process gives."""
+    """Returns the value of the first process."""
     values = [value]
     if processes() > 1:
         distributed.broadcast_object_list(values)
@@ -45,7 +44,7 @@ def gathered(value: T) -> list[T]:
 
 
 def total(values: Tensor) -> Tensor:
-    """Returns the sum of a tensor over the processes, the same on each, without a gradient."""
+    """Returns the sum of a tensor over the processes, equal on all of them, without a gradient."""
     values = values.detach().clone()
     if processes() > 1:
         distributed.all_reduce(values)
@@ -60,7 +59,7 @@ def batch_sum(values: Tensor) -> Tensor:
 def batch_mean(values: Tensor) -> Tensor:
     """Returns the mean of all elements over the whole batch, as this process's share, a scalar.
 
-    It is 0 where no process has an element.
+    It is 0 if no process has an element.
     """
     count = total(torch.full((), values.numel(), device=values.device))
     return batch_sum(values) / count.clamp(min=1)
@@ -77,10 +76,11 @@ class _SharedSum(torch.autograd.Function):
 
 
 def shared_sum(values: Tensor) -> Tensor:
-    """Returns the sum of a tensor over the processes, the same on each, with a gradient.
+    """Returns the sum of a tensor over the processes, equal on all of them, with a gradient.
 
-    What each process computes with the sum depends on what all of them put in: backwards, a process gets the gradients
-    of all the shares. The mean over the processes, which the strategy takes, is then that of the whole batch.
+    The share of each process depends on the tensors of all processes. In the backward pass, a process therefore gets
+    the sum of the gradients of all shares. The strategy's mean over the processes is then the gradient of the whole
+    batch.
     """
     if processes() == 1:
         return values

@@ -1,4 +1,4 @@
-"""The containers that cross module borders; nothing else does.
+"""The containers that modules exchange.
 
 Axis letters are fixed throughout the project: B batch, L tapped layers, N patches, C vision width, D joint embedding,
 K prompts, S shots, H W pixels, h w patch grid.
@@ -13,30 +13,30 @@ from typing import TYPE_CHECKING, Literal
 
 from afclip_runtime.types import Tiling
 
-if TYPE_CHECKING:  # a look at a dataset's files does without torch
+if TYPE_CHECKING:  # looking at a dataset's files needs no torch
     import torch
     from torch import Tensor
 
     from afclip_runtime.views.roi import Roi
 
-GroupScore = Literal["highest", "mean"]  # of the images of one object; see `Sample.group`
+GroupScore = Literal["highest", "mean"]  # from the images of one object; see `Sample.group`
 Split = Literal["train", "test"]
 TrainSampling = Literal["by_size", "evenly"]  # of several training sets; see `data.sampling`
 ProDefinition = Literal["exact", "mvtec", "legacy_cflow", "legacy_afclip"]  # see `metrics.pro`
 IntervalKind = Literal["bca", "percentile"]  # see `metrics.intervals`
-UNKNOWN = -1  # label of an image that is only predicted; in training it takes part in no loss
-MOSTLY_MARKED = 0.5  # share of a picture above which a mask is worth a word: it may be the wrong way round
-MAIN_HEAD = "main"  # name of the run's own method where others are tested in the same pass
+UNKNOWN = -1  # label of an image for prediction only; no training loss uses it
+MOSTLY_MARKED = 0.5  # share of a picture above which a note says that a mask may be inverted
+MAIN_HEAD = "main"  # name of the run's own method if others are tested in the same pass
 
 
 @dataclass(frozen=True)
 class Saturation:
-    """How much of a defect has to be found for it to count as found whole: what sPRO is made of.
+    """The area of a defect that must be found for it to count as found completely, for sPRO.
 
     Attributes:
         value: Value of the defect's pixels in its mask file.
-        threshold: Pixels, in images of the set's own size, or a share of the defect's area.
-        relative: Whether it is a share.
+        threshold: Number of pixels at the set's own image size, or share of the defect's area.
+        relative: Whether the threshold is a share.
     """
 
     value: int
@@ -49,8 +49,8 @@ class Saturations:
     """The saturation of each kind of defect of a category.
 
     Attributes:
-        file: Where they are from, for messages.
-        kinds: Each of another value.
+        file: Source file, for messages.
+        kinds: Saturations by kind of defect, each with its own value.
     """
 
     file: Path
@@ -65,22 +65,22 @@ class Sample:
         dataset: Name of the dataset, as in metric keys (`mvtec`).
         category: Name of the category inside the dataset (`bottle`).
         split: Split of the dataset that the image belongs to.
-        image_path: The image.
+        image_path: Path of the image.
         label: 1 = anomalous, 0 = normal; `UNKNOWN` in prediction only.
-        mask_path: Mask of the anomalous region (any value above `mask_threshold` is anomalous), or `None`. Where it is
-            a folder, each image in it marks one defect, and the mask is their union.
+        mask_path: Mask of the anomalous region (any value above `mask_threshold` is anomalous), or `None`. If it is a
+            folder, each image in it marks one defect, and the mask is their union.
         mask_known: Whether the pixel labels are known. A normal image needs no mask file: its mask is empty. `False`
-            only for anomalous images of sets that come without masks, and where the label is not known.
+            only for anomalous images of sets without masks, and for unknown labels.
         mask_threshold: Highest value of the mask file that is still normal; by default 0, and half of the range in
             files of lossy formats. 127 for sets whose masks were smoothed.
-        class_name: What a prompt calls the category (`metal nut`); loaders fill it in.
-        white: The value that becomes 255 where an image has more than 8 bits; `None` for the largest that its bits
-            hold. Loaders fill it in.
-        defect_type: What is wrong with an anomalous image (`scratch`), as the set calls it; empty where it does not.
-        group: Name of what the image is a part of, unique inside the category: images of one name are judged together
-            too (the views of one object, the slices of one volume). Empty: the image is judged alone.
-        saturations: How much of each defect has to be found, where the set says so; the mask is a folder then.
-        roi: Which part of the image is inspected; `None` for all of it. Loaders fill it in.
+        class_name: Name of the category in prompts (`metal nut`). Loaders fill it in.
+        white: Value that becomes 255 in images of more than 8 bits; `None` for the largest value of the image's bits.
+            Loaders fill it in.
+        defect_type: Defect type of an anomalous image (`scratch`) in the set; empty if the set states none.
+        group: Name of the group of the image, unique inside the category. Images of a group are also judged together
+            (the views of one object, the slices of one volume). Empty: the image is judged alone.
+        saturations: Saturations of the defects, if the set states them. The mask is then a folder.
+        roi: Part of the image that is inspected; `None` for the whole image. Loaders fill it in.
     """
 
     dataset: str
@@ -101,7 +101,7 @@ class Sample:
 
 @dataclass
 class ClipFeatures:
-    """What crosses from the frozen backbone to a method's head.
+    """The features that the frozen backbone passes to a method's head.
 
     Attributes:
         tokens: One `[B, 1 + N, C]` per tapped layer: class token, then the patches in row-major order.
@@ -120,7 +120,7 @@ class ClipFeatures:
     image_embedding: Tensor | None = None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> ClipFeatures:
-        """Returns the features with every tensor changed alike."""
+        """Returns the features with `change` applied to every tensor."""
         return ClipFeatures(
             tuple(map(change, self.tokens)),
             self.grid,
@@ -132,16 +132,16 @@ class ClipFeatures:
 
 @dataclass(frozen=True)
 class MaskFacts:
-    """What an image's mask is at the image's own size.
+    """Facts on an image's mask at the image's own size.
 
     Attributes:
         shape: Height and width of the image, in pixels.
-        marked: Anomalous pixels.
-        regions: Anomalous regions, 8-connected.
-        areas: `[h, w]`, int32: area of the region of each pixel, 0 = normal, of the part of the image from `corner` on
-            that holds all regions; `None` unless it was asked for or where there is none.
+        marked: Number of anomalous pixels.
+        regions: Number of anomalous regions, 8-connected.
+        areas: `[h, w]`, int32: area of the region of each pixel, 0 = normal, for the part of the image from `corner` on
+            that holds all regions. `None` if it was not requested or there are no regions.
         corner: First row and column of that part.
-        seen: Anomalous regions at the backbone's size: 0 where the mask lost all of them.
+        seen: Number of anomalous regions at the backbone's size; 0 if resizing lost all of them.
     """
 
     shape: tuple[int, int]
@@ -169,12 +169,12 @@ class MaskFacts:
 
 @dataclass(frozen=True)
 class Defect:
-    """One defect of an image, whatever number of parts it has.
+    """One defect of an image, with any number of parts.
 
     Attributes:
-        region: `[h, w]`, uint8 in {0, 1}, of the part of the image from `corner` on that holds the defect.
+        region: `[h, w]`, uint8 in {0, 1}, for the part of the image from `corner` on that holds the defect.
         corner: First row and column of that part.
-        saturation: Share of the defect's area that has to be found for it to count as found whole, in (0, 1].
+        saturation: Share of the defect's area that must be found for it to count as found completely, in (0, 1].
     """
 
     region: Tensor
@@ -184,12 +184,12 @@ class Defect:
 
 @dataclass(frozen=True)
 class Views:
-    """The images of a batch as they are seen in tiles.
+    """The images of a batch, cut into tiles.
 
     Attributes:
-        pixels: Per image `[V, H, W, 3]`, uint8: its V views.
-        tiling: How they were cut.
-        at_once: Most views that a backbone is given together.
+        pixels: V views per image, `[V, H, W, 3]`, uint8.
+        tiling: How the views were cut.
+        at_once: Most views per backbone pass.
     """
 
     pixels: list[Tensor]
@@ -202,23 +202,23 @@ class Batch:
     """A batch of preprocessed samples.
 
     Attributes:
-        image: `[B, 3, H, W]`, float32, CLIP-normalised; without a row where the `features` were read instead.
-        mask: `[B, H, W]`, uint8, 1 = anomalous; all zero where the mask is not known.
+        image: `[B, 3, H, W]`, float32, CLIP-normalised; without rows if the `features` were read instead.
+        mask: `[B, H, W]`, uint8, 1 = anomalous; all zero if the mask is unknown.
         label: `[B]`, int64, 1 = anomalous.
         mask_known: `[B]`, bool.
-        samples: The B samples that the rows were read from.
+        samples: B samples, one per row.
         region_area: `[B, H, W]`, int32, area in pixels of the anomalous region of each pixel, 0 = normal; `None` in
-            training, which has no use for it.
-        reference: `[M, 3, H, W]`, as `image`: unlabelled images that rows are compared with and that are no row, in
-            evaluation; `None` unless the method asked for references.
-        reference_rows: `[B, R]`, int64, which R images each is compared with, all of its category: counted through the
-            rows and on through `reference`.
-        digests: What each image's features are kept under; `None` without a store.
-        features: The images' features, as they were kept; `None` where they are still to be computed.
-        masks: What is known of each image's mask at the image's own size; `None` in training.
-        views: The images in tiles, for an evaluation that sees them so; `None` otherwise.
-        defects: The defects of each image at the size that is evaluated, of sets that say when one is found whole;
-            `None` in training and elsewhere.
+            training, which does not use it.
+        reference: `[M, 3, H, W]`, like `image`: further unlabelled images for comparison, in evaluation; `None` unless
+            the method needs references.
+        reference_rows: `[B, R]`, int64: numbers of the R images of the same category with which each row is compared.
+            They count the rows first, and then `reference`.
+        digests: Key of each image's features in the store; `None` without a store.
+        features: Stored features of the images; `None` if they must be computed.
+        masks: Facts on each image's mask at the image's own size; `None` in training.
+        views: The images in tiles, for an evaluation in tiles; `None` otherwise.
+        defects: Defects of each image at the evaluated size, for sets with saturations; `None` in training and for
+            other sets.
     """
 
     image: Tensor
@@ -242,21 +242,21 @@ class Batch:
 
     @property
     def known(self) -> Tensor | slice:
-        """Returns the index of the rows whose mask is known: all of them, as a rule, which a device need not count."""
+        """Returns the index of the rows whose mask is known. A slice of all rows avoids work on the device."""
         return slice(None) if all(sample.mask_known for sample in self.samples) else self.mask_known
 
     @property
     def labelled(self) -> Tensor | slice:
-        """Returns the index of the rows whose label is known, likewise."""
+        """Returns the index of the rows whose label is known. A slice of all rows avoids work on the device."""
         return slice(None) if all(sample.label != UNKNOWN for sample in self.samples) else self.label != UNKNOWN
 
     def to(self, device: torch.device) -> Batch:
-        """Returns the batch on another device; Lightning calls this."""
-        non_blocking = device.type == "cuda"  # from pinned memory; elsewhere it may race
+        """Returns the batch on another device. Lightning calls this."""
+        non_blocking = device.type == "cuda"  # safe from pinned memory to CUDA only
         return self._with(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        """Returns the batch in page-locked memory; the data loader calls this."""
+        """Returns the batch in page-locked memory. The data loader calls this."""
         return self._with(lambda tensor: tensor.pin_memory())
 
     def _with(self, change: Callable[[Tensor], Tensor]) -> Batch:
@@ -270,13 +270,12 @@ class Batch:
 
 @dataclass
 class AnomalyPrediction:
-    """What a method says of a batch. Higher is more anomalous; float32 whatever the precision of the run.
+    """The scores of a method for a batch. Higher is more anomalous. They are float32 at any precision of the run.
 
     Attributes:
         pred_score: `[B]`, image-level anomaly score.
         anomaly_map: `[B, H, W]`, pixel-level anomaly score at the size of the input image.
-        own_maps: Per image `[H, W]`, float32, on the CPU: its map at the image's own size, where it was seen in tiles;
-            `None` otherwise.
+        own_maps: Map per image at its own size, `[H, W]`, float32, on the CPU, for images in tiles; `None` otherwise.
     """
 
     pred_score: Tensor
@@ -284,9 +283,11 @@ class AnomalyPrediction:
     own_maps: list[Tensor] | None = None
 
 
-Outputs = AnomalyPrediction | Mapping[str, AnomalyPrediction]  # of a step: of the method, or of several heads by name
+Outputs = (
+    AnomalyPrediction | Mapping[str, AnomalyPrediction]
+)  # of a step: from the method, or from several heads by name
 
 
 def prediction_of(outputs: Outputs, head: str) -> AnomalyPrediction:
-    """Returns what one head says; a method that is alone has no name."""
+    """Returns the prediction of one head. A single method has no name."""
     return outputs[head] if isinstance(outputs, Mapping) else outputs

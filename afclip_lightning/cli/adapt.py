@@ -14,25 +14,25 @@ from afclip_runtime.errors import PROGRAM, UserError, shown, typed
 
 PLACE = 40
 DESCRIPTION = """\
-Makes a model of one product from normal images of it, 4 or more, and nothing else. The folder --out gets
+Makes a model of one product from 4 or more normal images of it, and nothing else. It writes into the folder --out:
 
-  head.safetensors        the head, and a memory: the features of the images, which need not stay
+  head.safetensors        the head, and a memory of the images' features (the images are no longer needed)
   head.calibration.json   thresholds of the image score and of the map
 
-and inspect, serve and export take it as it is: --checkpoint DIR.
+inspect, serve and export use the folder directly: --checkpoint DIR.
 
-The model is one that comes ready (--model), a trained zero-shot head (--checkpoint), or a method that trains nothing
-(--checkpoint NearestNeighbours --model.backbone.… ). A zero-shot head is put beside the memory: its map counts as far
-as it finds nothing in the normal images.
-Each image is also scored by a memory without it and a few others; from these scores comes the threshold that a share
---fpr of normal images will exceed. How low a rate so many images can promise is printed. Images that look unlike the
-others are named: if they are anomalous, remove them and adapt again.
+The model is a ready one (--model), a trained zero-shot head (--checkpoint), or a method that trains nothing
+(--checkpoint NearestNeighbours --model.backbone.… ). A zero-shot head is combined with the memory. A
+head that finds defects in the normal images counts less.
+Each image is also scored by a memory without it and a few others. These scores give the threshold that a share --fpr of
+normal images will exceed. The command prints the lowest rate that so many images support, and names images that look
+unlike the others: if they are anomalous, remove them and adapt again.
 
---fit_head trains the head further on anomalies that are drawn onto the normal images; experiments/adapt says when it
-helps. Each image is then scored by a head, too, that did not have it.
+--fit_head trains the head further on anomalies drawn onto the normal images. experiments/adapt says when this helps.
+Each image is then also scored by a head that was trained without it.
 
-With tiles, another category or another --fit than the default, give the same to inspect and the others.
-A run that was interrupted leaves no half of a model; the same command begins again, and takes minutes.
+With tiles, another category or another --fit than the default, give the same options to the other commands.
+An interrupted run leaves no incomplete model. The same command starts over, and takes minutes.
 """
 
 
@@ -77,10 +77,10 @@ def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
 
 
 def _normal_images(folder: Path) -> list[Path]:
-    """Returns the normal images of a folder, each once; says what of it is left out, or better were.
+    """Returns the normal images of a folder without repeats, and prints notes on images to leave out.
 
     Raises:
-        UserError: There is none, or one cannot be read.
+        UserError: The folder has no image, or an image cannot be read.
     """
     from afclip_lightning.data.images import upright_shape
     from afclip_runtime.images.find import say_others, survey
@@ -99,7 +99,7 @@ def _normal_images(folder: Path) -> list[Path]:
         (h, w), (other_h, other_w) = shapes[low], shapes[high]
         print(
             f"note: the normal images have different shapes: {shown(low)} is {w} × {h} pixels, {shown(high)} "
-            f"{other_w} × {other_h}. A memory knows images as they are shown to it: give those of one camera.",
+            f"{other_w} × {other_h}. A memory expects equal views: give images of one camera.",
             file=sys.stderr,
         )
     return normal

@@ -28,15 +28,15 @@ SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 PLACE = 32
 SECONDS = numeric(float, lambda seconds: 0 < seconds < math.inf, "a number of seconds above 0")
 DESCRIPTION = """\
-Runs what a matrix lists and is not finished: each method fitted once per training set and seed, and tested on all test
-sets and shots. Writes one table, results.csv, and renders it as Markdown, LaTeX and plots beside the published numbers.
+Runs the unfinished cells of a matrix: each method is fitted once per training set and seed, and tested on all test sets
+and shots. It writes one table, results.csv, and renders it as Markdown, LaTeX and plots beside the published numbers.
 
-A training set may be a list, whose images are trained on together. --leave_one_out A,B,C gives a table with a row per
+A training set may be a list of sets that are trained on together. --leave_one_out A,B,C gives a table with one row per
 set that was left out, and their mean.
 
-A cell that fails is reported with its log and leaves the others alone; --retry runs it again. The command can be
-stopped and started again, and several may run at once on one folder: they share the work. It ends with 75 when cells
-are left, because a signal stopped it or another process has them. `commands.sh` in the folder of a cell makes it again.
+A failed cell is reported with its log and does not affect the others. --retry runs it again. A stopped command resumes.
+Several commands may run at once on one folder and share the work. The exit code is 75 if cells are left, because a
+signal stopped the command or another process runs them. `commands.sh` in the folder of a cell repeats it.
 A file of experiments/ is an example of a matrix.
 """
 
@@ -62,14 +62,14 @@ def main(args: Sequence[str]) -> int:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Lets the signals that end a job interrupt it as Ctrl-C does, so that its table is written and nothing runs on."""
+    """Turns the signals that end a job into an interrupt like Ctrl-C, so that the table is written and workers end."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        for number in heard:  # what follows is short and ends the workers; a second signal must not disturb it
+        for number in heard:  # the rest is short and ends the workers: no second signal may disturb it
             signal.signal(number, signal.SIG_IGN)
         raise Asked
 
-    heard = [number for number in SIGNALS if signal.getsignal(number) == signal.SIG_DFL]  # not what nohup ignores
+    heard = [number for number in SIGNALS if signal.getsignal(number) == signal.SIG_DFL]  # none that nohup ignores
     for number in heard:
         signal.signal(number, interrupt)
     try:
@@ -141,7 +141,7 @@ def _run(
 def _render(
     rows: Sequence[Measurement], matrix: Matrix, published: list[Published], out: Path, state: Sequence[str]
 ) -> list[str]:
-    """Writes the tables and plots, and returns as Markdown what was measured."""
+    """Writes the tables and plots, and returns the measured results as Markdown."""
     from afclip_lightning.benchmark import render, uncertainty
     from afclip_lightning.benchmark.leave_one_out import leave_one_out_table
 
@@ -155,7 +155,7 @@ def _render(
     lines = ["# Benchmark", "", *(f"- {line}" for line in state)]
     backbones = dict.fromkeys((row.method, row.backbone) for row in rows)
     lines += ["", "Backbones:", "", *(f"- {method}: {backbone}" for method, backbone in backbones)]
-    lines += ["", "In percent; mean ± standard deviation over seeds; – where nothing was measured or printed."]
+    lines += ["", "In percent; mean ± standard deviation over seeds; – where nothing was measured or published."]
     if find_spec("matplotlib"):
         from afclip_lightning.benchmark.plots import plot
 

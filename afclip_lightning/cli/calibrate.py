@@ -25,16 +25,17 @@ from afclip_runtime.errors import PROGRAM, UserError
 
 PLACE = 40
 DESCRIPTION = f"""\
-Chooses the threshold of the image score and that of the map, and writes them beside the checkpoint
-(head.PRODUCT.calibration.json; head.calibration.json without --product and --category), where load, inspect and serve
-find them; those of a ready model into the working directory (real.PRODUCT.calibration.json). It holds for this product,
-and for this checkpoint, seen in this way: other tiles, another category or other few-shot images (--few_shot_dir) need
-another calibration. The file says product, date, folder and number of images. Copies of one image count once.
-With --roi it holds the region of interest too: inspect and serve take it from there, and refuse another one.
+Chooses the thresholds of the image score and of the map, and writes them beside the checkpoint
+(head.PRODUCT.calibration.json; head.calibration.json without --product and --category). load, inspect and serve find
+them there. For a ready model they are written to the working directory (real.PRODUCT.calibration.json). A calibration
+holds for one product, one checkpoint and one set of options: other tiles, another category or other few-shot images
+(--few_shot_dir) need another calibration. The file states product, date, folder and number of images. Copies of an
+image count once.
+With --roi it also holds the region of interest: inspect and serve use that region, and refuse another one.
 
 {FROM_NORMALS}\
-From labelled images (--labelled): --criterion fpr as above, from the normal ones; f1 or balanced separate the two kinds
-best. By hand: --threshold.
+From labelled images (--labelled): --criterion fpr works as above, with the normal ones; f1 and balanced separate normal
+and anomalous images best. By hand: --threshold.
 {OF_MAPS}"""
 
 

@@ -1,4 +1,4 @@
-"""`python -m afclip_lightning compare`: whether one test run is better than another, or was lucky."""
+"""`python -m afclip_lightning compare`: test whether one run is significantly better than another."""
 
 import argparse
 from collections import Counter
@@ -19,13 +19,14 @@ PLACE = 33
 REPLICATES = numeric(int, lambda count: 100 <= count <= 1_000_000, "from 100 to 1000000")
 SEED = numeric(int, lambda seed: 0 <= seed < 2**32, f"from 0 to {2**32 - 1}")
 DESCRIPTION = """\
-Compares test runs on the same images: each metric of each category and its mean, by how much the others are above the
-first, with 95 % intervals and p-values of the paired bootstrap; DeLong's test for the image AUROC; over 6 categories or
-datasets or more the signed-rank test, with Holm's correction, and mean ranks with their critical difference.
+Compares test runs on the same images. For each metric of each category and for the means, it gives the differences to
+the first run, with 95 % intervals and p-values of the paired bootstrap. It adds DeLong's test for the image AUROC, and
+over 6 or more categories or datasets the signed-rank test with Holm's correction, and mean ranks with their critical
+difference.
 
-All runs are resampled alike. Metrics of pixels need runs that counted their pixels: test them with
---evaluation.intervals 1000. NAME=RUN,RUN,... are the runs of one method with several seeds: it is their mean, and its
-interval holds both sources of variation, images and seeds. docs/compare.md says how to read it.
+All runs are resampled in the same way. Pixel metrics need runs that counted their pixels: test with
+--evaluation.intervals 1000. NAME=RUN,RUN,... are runs of one method with several seeds. Their mean is compared, and its
+interval covers the variation over images and seeds. docs/compare.md explains the output.
 """
 
 
@@ -37,7 +38,7 @@ def main(args: Sequence[str]) -> int:
     if len(named) < 2:
         raise UserError(f"{options.runs[0]} alone cannot be compared. Name two runs or more.")
 
-    # with torch, which --help does without
+    # imports torch, which --help does not need
     from afclip_lightning.benchmark import comparison, comparison_tables, render
     from afclip_lightning.benchmark.recorded import Group, on_the_same_images, read_recorded
 
@@ -63,7 +64,7 @@ def main(args: Sequence[str]) -> int:
 
 
 def _write(out: Path, found: "Comparison", text: str) -> None:
-    """Writes the tables of a comparison, and the diagrams of mean ranks, and says where they are."""
+    """Writes the tables of a comparison and the diagrams of mean ranks, and prints their paths."""
     from afclip_lightning.benchmark import comparison_tables, render
 
     write_text(out / "comparison.csv", comparison_tables.to_csv(found))
@@ -97,10 +98,10 @@ def _named(argument: str) -> tuple[str, list[Path]]:
 
 
 def _unique(named: Sequence[tuple[str, list[Path]]]) -> list[tuple[str, list[Path]]]:
-    """Returns names that tell the methods apart: of a run without one, its folder's, or its whole path if need be.
+    """Returns unique names of the methods. A run without a name gets that of its folder, or its path if necessary.
 
     Raises:
-        UserError: Two methods were given one name.
+        UserError: Two methods were given the same name.
     """
     short = [name or paths[0].name or str(paths[0]) for name, paths in named]
     counts = Counter(short)
@@ -111,13 +112,13 @@ def _unique(named: Sequence[tuple[str, list[Path]]]) -> list[tuple[str, list[Pat
 
 
 def _remarks(groups: "Sequence[Group]") -> list[str]:
-    """Returns what must be said of the runs."""
+    """Returns notes on the runs."""
     runs = [run for group in groups for run in group.runs]
     lines = []
     if without := [shown(run.path) for run in runs if not run.has_pixels]:
         lines.append(
-            f"Image metrics only: {', '.join(without)} did not count pixels. Tested with --evaluation.intervals 1000, "
-            "runs are compared in the metrics of pixels too."
+            f"Image metrics only: {', '.join(without)} did not count pixels. Test with --evaluation.intervals 1000 to "
+            "compare pixel metrics as well."
         )
     sizes = dict.fromkeys(run.size for run in runs)
     if len(sizes) > 1:

@@ -13,7 +13,7 @@ from afclip_runtime.cli.parser import CommandParser, command, numeric
 from afclip_runtime.errors import PROGRAM, UserError, counted, shown, typed
 from afclip_runtime.files import only_writer
 
-if TYPE_CHECKING:  # `--help` does without
+if TYPE_CHECKING:  # `--help` does not need it
     from afclip_lightning.data.base import AnomalyDataModule
     from afclip_lightning.types import Split
 
@@ -25,15 +25,15 @@ SHOWN = Path("shown")
 SPLITS: tuple["Split", ...] = ("train", "test")
 DESCRIPTION = """\
 list      every dataset with its size, its licence and where to obtain it
-check     compares a dataset on disk with what is published: images per category and split, files that cannot be read
-          or are left out, masks that are empty, not binary, of another size or without an image, pictures that are in
-          training and in test; exit code 0 if nothing is wrong, 1 if there is something to look at, 2 for an error
-          --against NAME lists the pictures that two datasets share instead, also those that were saved anew
-show      one HTML page and one image of what is in it: pictures of every defect type with their masks outlined, images
-          per category, sizes, depths, areas of defects; exit code 1 if something could not be read, as the page says
-prepare   unpacks what you downloaded (zip, tar) to where the dataset expects it; overwrites nothing, and goes on where
-          an interrupted one stopped
-import    writes your own data as a set that is read here, from what an annotation tool exported; see import --help
+check     compares a dataset on disk with the published numbers: images per category and split, files that cannot be
+          read or are left out, masks that are empty, not binary, of another size or without an image, and pictures in
+          both training and test; exit code 0 if nothing is wrong, 1 if something needs a look, 2 for an error
+          --against NAME lists the pictures that two datasets share instead, including re-encoded ones
+show      writes one HTML page and one image of a dataset: pictures of every defect type with outlined masks, images per
+          category, sizes, depths, areas of defects; exit code 1 if a file could not be read (the page names it)
+prepare   unpacks a download (zip, tar) to the folder that the dataset expects; it overwrites nothing, and resumes after
+          an interruption
+import    converts your own data, exported from an annotation tool, to a set; see import --help
 
 NAME is a name from the list, or a class: datasets check Folder --root DIR --normal_dir good --abnormal_dir bad
 Nothing here uses the network.
@@ -69,7 +69,7 @@ def main(args: Sequence[str]) -> int:
         lightning_base.look_at_files_only()
         return importing.run(args[1:], CommandParser)
     options, rest = _parser().parse_known_args(args)
-    lightning_base.look_at_files_only()  # these imports take time, for which `--help` has no use
+    lightning_base.look_at_files_only()  # these imports are slow, and `--help` does not need them
     from afclip_lightning.datasets.catalogue import check, find_dataset, list_datasets
 
     try:
@@ -100,8 +100,8 @@ def main(args: Sequence[str]) -> int:
         print(json.dumps(asdict(report), indent=2, default=str) if options.json else doctor.render(report))
         return 1 if report.problems else 0
     except BrokenPipeError:
-        raise  # the command line ends without a word
-    except OSError as error:  # a folder that may not be read
+        raise  # the command line ends without a message
+    except OSError as error:  # a folder without permission to read
         raise UserError(error) from error
 
 
@@ -109,7 +109,7 @@ def _other(options: argparse.Namespace) -> "AnomalyDataModule":
     """Returns the dataset of `--against`.
 
     Raises:
-        UserError: There is no such dataset, or it needs a folder, and none is named.
+        UserError: The dataset does not exist, or it needs a folder and none is given.
     """
     from afclip_lightning.datasets.catalogue import find_dataset
 
@@ -151,7 +151,7 @@ def _show(dataset: "AnomalyDataModule", options: argparse.Namespace) -> int:
     name = Path(dataset.name.replace("/", "_")).name or "dataset"
     out = options.out or SHOWN / name
     if out.resolve().is_relative_to(dataset.root.resolve()):
-        raise UserError(f"{out} lies in the dataset, which would read the sheet as an image. Name another --out.")
+        raise UserError(f"{out} lies in the dataset, so the sheet would become one of its images. Name another --out.")
     with only_writer(out):
         overview = look_over(
             dataset, options.per_type, options.seed, options.threads, progress=sys.stderr.isatty(), check=check
@@ -159,7 +159,7 @@ def _show(dataset: "AnomalyDataModule", options: argparse.Namespace) -> int:
         page, sheet = dataset_page.write(out, overview)
     print(f"Page:  {shown(page)}\nSheet: {shown(sheet)}")
     if overview.problems:
-        print(f"Not read: {len(overview.problems)}, which the page names; `datasets check` looks at every file.")
+        print(f"Not read: {len(overview.problems)}. The page names them; `datasets check` looks at every file.")
     return 1 if overview.problems else 0
 
 

@@ -22,14 +22,14 @@ Scores saved anomaly maps (.npy, .tiff, .png; higher = more anomalous) against m
 of lossy files, above half) of the same size, and prints a table. The score of an image is the maximum of its map.
 Scores are ranked in the precision that they were saved in.
 
-A map and its mask have the same name, or the mask's ends in _mask, in equal folders below DIR. Each folder directly
-below --maps is a category, unless maps or a folder named good lie beside it: then all of --maps is one category
-(--layout decides). The folders test and ground_truth of MVTec's layout are stepped into. A map without a mask is of a
-normal image if it lies in a folder named good, or below one. Beside a file defects_config.json, as MVTec LOCO AD
-has it, each image has a folder of masks, and the table has sPRO.
+A map and its mask have the same relative path, and the name of the mask may end in _mask. Each folder directly below
+--maps is a category, unless maps or a folder named good lie beside it: then all of --maps is one category (--layout
+decides). MVTec's folders test and ground_truth are entered. A map without a mask belongs to a normal image if it lies
+in a folder named good, or below one. With a file defects_config.json among the masks, as in MVTec LOCO AD, each image
+has a folder of masks, and the table includes sPRO.
 
-With --roi only pixels inside of the region of interest count: the score of an image is the maximum there, and an image
-whose anomalies all lie outside is a normal one.
+With --roi only pixels inside the region of interest count. The score of an image is the maximum there, and an image
+whose anomalies all lie outside counts as normal.
 
 Exit codes: 0 done; 1 done, but files that look like maps or masks were left out (they are named); 2 a mistake that the
 message explains; 130 interrupted.
@@ -43,12 +43,12 @@ def main(args: Sequence[str]) -> int:
     if (options.mask_threshold or 0) < 0:
         raise UserError(f"--mask_threshold must not be negative, got {options.mask_threshold}.")
     if options.intervals and options.pro_definition != "exact":
-        raise UserError(f"--intervals are of the exact PRO: leave out --pro_definition {options.pro_definition}.")
+        raise UserError(f"--intervals need the exact PRO: leave out --pro_definition {options.pro_definition}.")
     for out in options.out:
         if out.suffix not in TABLES:
             raise UserError(f"--out {out}: the name of a table ends in {' or '.join(TABLES)}.")
 
-    from afclip_lightning.inspection.saved_maps import Rules, score  # with torch, which `--help` has no use for
+    from afclip_lightning.inspection.saved_maps import Rules, score  # imports torch, which `--help` does not need
     from afclip_lightning.metrics import AnomalyMetrics
     from afclip_lightning.metrics.fixed_thresholds import Rule
     from afclip_lightning.metrics.image_counts import ImageRecord

@@ -33,12 +33,12 @@ PLACE = 43
 DESCRIPTION = """\
 --to bundle writes a folder that judges images on a PC without torch, Lightning or open_clip: the graph, its card
 (category, backbone, tiles, region of interest, thresholds of the calibration), the SHA-256 of each file, a note on
-licences, requirements.txt and afclip_runtime, which runs it. Options are those that inspect would be given. On the PC:
+licences, requirements.txt and afclip_runtime, which runs it. Give the same options as to inspect. On the PC:
 
   cd DIR; python -m pip install -r requirements.txt; python -m afclip_runtime inspect photos/
 
-The bundle takes its place only if every engine that is installed here (ONNX Runtime, OpenVINO) gives the numbers of the
-Python model, in tiles too. docs/deployment.md says more.
+The bundle is written only if every installed engine (ONNX Runtime, OpenVINO) gives the numbers of the Python model,
+also in tiles. docs/deployment.md has the details.
 
 --to onnx and --to torch_export write one file that works without afclip_lightning: ONNX for any runtime, or a program
 for torch.export.load. Text, learned prompts, the memory bank of --few_shot_dir and the normalisation of pixels are
@@ -48,16 +48,16 @@ inside.
   outputs  score  [batch], float32; higher is more anomalous
            map    [batch, S, S], float32, the same of each pixel
 
-The file takes its name only if it gives the numbers of the Python model. FILE.json beside it, and the file's own
-metadata, say what it is: S, category, backbone, the thresholds and where they come from: calibration, or default, which
-are the head's own and know nothing of your product.
+The file is written only if it gives the numbers of the Python model. FILE.json beside it and the metadata of the file
+state S, category, backbone, and the thresholds with their source: calibration, or default. Default thresholds are the
+head's own, and were not made for your product.
 
 With --int8 (--to bundle or onnx) the linear layers of the backbone's blocks compute in 8-bit integers: the file is less
-than half as large, and faster. What follows the last block stays in float32. The command measures what that changes on
-the images of --calibration_images, part of which is held out, prints it as a table, and writes nothing if one of its
-shares is above --tolerance: the largest change of a score, as a share of the spread of the scores (from their 5th to
-their 95th percentile); the root mean square of the change of the maps' values, as a share of their standard deviation;
-the share of the images whose verdict changes. A calibration of the float32 model does not hold for INT8 scores.
+than half as large, and faster. Everything after the last block stays in float32. The command measures the changes on
+the images of --calibration_images, some of which are held out, and prints them as a table. It writes nothing if one of
+these shares is above --tolerance: the largest change of a score, as a share of the spread of the scores (from their 5th
+to their 95th percentile); the root mean square of the change of the maps' values, as a share of their standard
+deviation; the share of images whose verdict changes. A calibration of the float32 model does not hold for INT8 scores.
 """
 SUFFIXES = {"bundle": "_bundle", "onnx": ".onnx", "torch_export": ".pt2"}
 
@@ -70,7 +70,7 @@ def main(args: Sequence[str]) -> int:
     if not (named := named_model(options)):
         raise no_model("export", f"--to {options.to}")
     if options.overwrite and options.to != "bundle":
-        raise UserError("--overwrite is of bundles (--to bundle): a file is replaced without it.")
+        raise UserError("--overwrite is only for bundles (--to bundle): a file is replaced without it.")
     int8 = _int8(options)
     out = options.out or Path(Path(named).stem + SUFFIXES[options.to])
     if options.to == "bundle":
@@ -83,19 +83,19 @@ def main(args: Sequence[str]) -> int:
     else:
         _write_graph(model, out, options.to, int8)
     if int8 is not None and model.calibration is not None:
-        print(f"note: {model.calibrated_by} is of float32 scores, and was left out: calibrate with the INT8 model.")
+        print(f"note: {model.calibrated_by} holds for float32 scores and was left out: calibrate with the INT8 model.")
     return 0
 
 
 def _int8(options: argparse.Namespace) -> "Int8 | None":
-    """Returns how INT8 is made, if it is wanted.
+    """Returns how INT8 is made; `None` without `--int8`.
 
     Raises:
-        UserError: Options do not go together.
+        UserError: Options exclude each other.
     """
     if not options.int8:
         if any(value is not None for value in (options.calibration_images, options.tolerance, options.quantiser)):
-            raise UserError("--calibration_images, --tolerance and --quantiser are of --int8: add it.")
+            raise UserError("--calibration_images, --tolerance and --quantiser need --int8: add it.")
         return None
     if options.to == "torch_export":
         raise UserError("--int8 writes ONNX: use --to bundle or --to onnx.")
@@ -113,7 +113,7 @@ def _int8(options: argparse.Namespace) -> "Int8 | None":
 
 
 def _load(named: str, options: argparse.Namespace, arguments: dict[str, Any]) -> "Predictor":
-    from afclip_lightning.inspection.predictor import load  # with torch and more, which `--help` has no use for
+    from afclip_lightning.inspection.predictor import load  # imports torch and more, which `--help` does not need
 
     return load(
         named,
@@ -139,7 +139,7 @@ def _write_bundle(model: "Predictor", out: Path, overwrite: bool, int8: "Int8 | 
         f"{thresholds_of(model) if int8 is None else 'INT8, without calibration'}\n"
         f"Largest difference {'to the Python model' if int8 is None else 'between engines'}: {largest:.1e}\n"
         f"On the PC: cd {out}; python -m pip install -r {REQUIREMENTS}; python -m afclip_runtime inspect photos/\n"
-        f"Read {out / LICENCE} before you pass it on."
+        f"Read {out / LICENCE} before you share it."
     )
 
 

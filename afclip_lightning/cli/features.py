@@ -1,4 +1,4 @@
-"""`python -m afclip_lightning features`: keep the features of a frozen backbone on disk."""
+"""`python -m afclip_lightning features`: store the features of a frozen backbone on disk."""
 
 import argparse
 import json
@@ -22,32 +22,32 @@ if TYPE_CHECKING:
 
 PLACE = 12
 COUNT = numeric(int, lambda count: count >= 1, "at least 1")
-DAYS = numeric(float, lambda days: days >= 0, "0 or more")  # every file is older than -1 days, and would go
+DAYS = numeric(float, lambda days: days >= 0, "0 or more")  # -1 would remove all files
 DESCRIPTION = """\
 Features of a frozen backbone, one file per tapped layer and image, for --features.cache of fit, validate and test.
 
-  build --config FILE --features.cache DIR ...   compute what is not there; options as those of fit, and --launcher
-  info DIR                                       what lies there, of which backbone, how large
+  build --config FILE --features.cache DIR ...   compute the missing features; options as for fit, and --launcher
+  info DIR                                       list the contents: backbones, taps, sizes
   verify DIR                                     read every file and compare its checksum; exit code 1 if one is damaged
   prune DIR [--key KEY] [--days N] [--damaged]   remove features: of one backbone or tap, not read for N days, damaged
 
-A run makes the features that it does not find by itself; `build` makes them without training or testing. It may be
-stopped and started again at any time, and several may run at once.
+A run computes missing features by itself. `build` computes them without training or testing. A stopped build resumes,
+and several may run at once.
 """
 
 BUILD_DESCRIPTION = """\
-Computes the features that fit with the same options would read, and keeps them in DIR: those of the images that it
-trains on and of those that it tests on. All other options are those of fit: python -m afclip_lightning fit --help
+Computes the features that fit with the same options would read, for its training and test images, and stores them in
+DIR. All other options are those of fit: python -m afclip_lightning fit --help
 
 With --launcher, workers share the images by chunks of about 500. Each worker uses one device and loads the backbone
-once; --trainer.devices, num_nodes and strategy do not count. A worker or the command may be killed at any time: the
-same command goes on with the chunks that are left. An image whose features are there already is not computed again.
-The files are those of one process, byte for byte, on the same kind of device with the same batch_size; an image that
-is there several times may differ by rounding.
+once; --trainer.devices, num_nodes and strategy are ignored. A worker or the command may be killed at any time: the same
+command continues with the remaining chunks. Existing features of an image are not computed again. On the same kind of
+device and with the same batch_size, the files are equal to those of one process, byte for byte. Copies of an image may
+differ by rounding.
 
-With --images, the images are those of the sources and not of datasets. Features go by the content of an image file: a
-dataset that is unpacked later finds them. The options of fit are then --config (one file, whose model counts),
---model.KEY, --features.cache, --features.dtype, --trainer.precision and --trainer.accelerator.
+With --images, the images come from these sources and not from datasets. Features are stored by the content of an image
+file, so a dataset that is unpacked later finds them. The options of fit are then limited to --config (one file, whose
+model is used), --model.KEY, --features.cache, --features.dtype, --trainer.precision and --trainer.accelerator.
 """
 
 
@@ -56,7 +56,7 @@ def build(args: Sequence[str]) -> int:
     options, rest = _build_parser().parse_known_args(args)
     if not any(arg.split("=")[0] == "--features.cache" for arg in rest):
         raise UserError("Say where the features go: --features.cache DIR.")
-    signals.listen()  # before the slow imports: a signal that nobody listens to ends the process
+    signals.listen()  # before the slow imports: an unhandled signal would end the process
     from afclip_lightning.engine import app
 
     if options.launcher is None and not options.images:
@@ -102,14 +102,14 @@ def _add_build_options(parser: argparse.ArgumentParser) -> None:
     images.add_argument("--image_column", metavar="NAME", help="column of the images in Parquet files")
     images.add_argument("--batch_size", type=COUNT, default=8, metavar="N", help="images per batch; 8 by default")
     images.add_argument("--num_workers", type=COUNT, default=2, metavar="N", help="decoder threads; 2 by default")
-    parser.add_argument("--task", action="store_true", help=argparse.SUPPRESS)  # of SLURM or Ray, for a build
+    parser.add_argument("--task", action="store_true", help=argparse.SUPPRESS)  # set by SLURM or Ray tasks of a build
 
 
 def _source_options(args: Sequence[str], options: argparse.Namespace) -> "SourceOptions":
-    """Returns what `--images` needs of the options of fit.
+    """Returns the options of fit that `--images` needs.
 
     Raises:
-        UserError: One of them has no effect with `--images`.
+        UserError: An option has no effect with `--images`.
     """
     from afclip_lightning.engine.feature_sources import SourceOptions
 

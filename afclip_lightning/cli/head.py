@@ -1,4 +1,4 @@
-"""`python -m afclip_lightning head`: what a trained head says of itself, and heads as files with a card."""
+"""`python -m afclip_lightning head`: show, pack, import and fuse trained heads."""
 
 import argparse
 import json
@@ -13,10 +13,10 @@ from afclip_runtime.errors import PROGRAM, UserError, shown, typed
 
 PLACE = 44
 DESCRIPTION = """\
-show: what a head is, on which backbone, what it was trained on, what it reached, its own thresholds, limits, licence.
+show: prints the card of a head: method, backbone, training data, results, its own thresholds, limits, licence.
 
-pack: writes a checkpoint as a head file: safetensors, its tensors with a checksum, and a card in its metadata. A head
-file is taken wherever head.ckpt is. --card names a YAML file with what only you know; every entry may be left out:
+pack: writes a checkpoint as a head file: safetensors with a checksum, and a card in its metadata. A head file can be
+used wherever head.ckpt can. --card names a YAML file with the facts that only you know. Every entry is optional:
 
   title: a line
   trained_on: [{dataset: mvtec, categories: [bottle, cable], images: 1725, licence: CC BY-NC-SA 4.0}]
@@ -28,21 +28,22 @@ file is taken wherever head.ckpt is. --card names a YAML file with what only you
   licence: of the head
   sources: [papers, code and data that it rests on]
 
-import: writes a head that another project's code trained as a head file, and says what was read and what was assumed.
-docs/heads.md lists the projects; a file is known by its tensors, and nothing in it is run. No file says on which
-backbone it was trained: that of the paper's code is assumed, --model.KEY VALUE names another, or another argument.
-What comes of it is tested as any head: afclip test --config configs/METHOD_visa.yaml --checkpoint HEAD.safetensors
+import: writes a head that was trained by another project's code as a head file, and prints what was read and what was
+assumed. docs/heads.md lists the projects. A file is recognised by its tensors, and no code in it is run. No file states
+its backbone: that of the paper's code is assumed. --model.KEY VALUE names another backbone or another argument. Test
+the result like any head: afclip test --config configs/METHOD_visa.yaml --checkpoint HEAD.safetensors
 
-fuse: makes one head of several on one backbone: the mean of what they say, each in standard deviations from what it
-says of normal images. These lie in the folders of --normal, a product or a category each: of your own product, or of
-the dataset that the heads were trained on; never images that you test on. What is written needs none of their files:
+fuse: makes one head from several heads on one backbone. It averages their scores, each in standard deviations from its
+scores of normal images. The folders of --normal hold these images, one product or category per folder: images of your
+own product, or of the training set of the heads, but never test images. The result needs none of their files:
 
   afclip head fuse a/head.ckpt b/head.ckpt rarity.yaml CLIP --normal normal/bolts --out fusion.safetensors
   afclip inspect --checkpoint fusion.safetensors IMAGES
 
-A config describes a method that trains nothing; one that is named alone, as CLIP, is built on the first backbone, with
-the paper's layers at the same depth.
---model.backbone.KEY VALUE goes to all of them; --model.weights '[2, 1, 1]' of the commands that take it weighs them.
+A config describes a method that trains nothing. A method given only by name, such as CLIP, is built on the backbone of
+the first head, with the paper's layers at the same relative depth.
+--model.backbone.KEY VALUE is passed to all heads. --model.weights '[2, 1, 1]' weights the heads, in the commands that
+use the result.
 """
 
 
@@ -52,7 +53,7 @@ def main(args: Sequence[str]) -> int:
     args, arguments = split_model_arguments(args)
     options = _parser().parse_args(args)
     if arguments and options.run not in (_import, _fuse):
-        raise UserError(f"--model.{next(iter(arguments))} is an option of head import and head fuse alone.")
+        raise UserError(f"--model.{next(iter(arguments))} is only an option of head import and head fuse.")
     options.arguments = arguments
     return int(options.run(options))
 

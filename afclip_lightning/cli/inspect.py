@@ -50,11 +50,11 @@ SAVES = (*of_runtime.SAVES, "nifti", "labelstudio", "coco")
 PLACE = 41
 DESCRIPTION = f"""\
 {FILES}\
-With --axis, volumes (NIfTI, NRRD, MetaImage, DICOM series) are cut into slices, below volumes/, which are images; and
+With --axis, volumes (NIfTI, NRRD, MetaImage, DICOM series) are cut into slices in volumes/, inspected as images; and
   volumes.csv, .jsonl       one line per volume: score (--volume_score), verdict, slices above the threshold, map
-  labelstudio.json          --save labelstudio: tasks with what is above the pixel threshold as predictions, a brush per
-                            region with its score; labelstudio.xml is the labelling interface for them
-  coco.json                 --save coco: the same as COCO's instances, masks as run lengths; datasets import reads both
+  labelstudio.json          --save labelstudio: tasks with the regions above the pixel threshold as predictions, one
+                            brush per region with its score; labelstudio.xml is the labelling interface for them
+  coco.json                 --save coco: these regions as COCO's instances with run lengths; datasets import reads both
   nifti/VOLUME.nii.gz       --save nifti: its map as float32, of the volume's own shape, affine and order of axes
 {RUNS}\
 Slices of volumes take no part in the comparison with normal images.
@@ -81,19 +81,19 @@ def _run(options: argparse.Namespace, arguments: dict[str, Any], args: Sequence[
         return 0
     by_hand = options.threshold is not None or options.pixel_threshold is not None
     if len(named) > 1 and (options.calibration or by_hand):
-        raise UserError("a threshold or a calibration is of one model, and several are named.")
+        raise UserError("a threshold or a calibration belongs to one model, and several are named.")
 
     if options.axis and {"labelstudio", "coco"} & set(saves):
-        raise UserError("--save labelstudio and coco are of images, not of the slices of volumes (--axis).")
+        raise UserError("--save labelstudio and coco are for images, not for the slices of volumes (--axis).")
     if "nifti" in saves and not options.axis:
-        raise UserError("--save nifti is of volumes: say along which axis they are cut, --axis axial.")
+        raise UserError("--save nifti is for volumes: name the axis along which they are cut, --axis axial.")
     check_watch_options(options, saves, len(named) > 1)
     if by_shards:
         load = partial(load_by_name, named, arguments)
         prepare = partial(set_thresholds, options=options, saves=saves)
         return inspect_by_shards(options, args, PROGRAM, patterns, saves, load, prepare)
     if options.watch is not None and options.axis:
-        raise UserError("--watch is of images: cut volumes in a run of their own (--axis).")
+        raise UserError("--watch is for images: cut volumes in a run of their own (--axis).")
 
     from afclip_lightning.inspection.preannotations import TOOLS, keep_regions, write_preannotations
     from afclip_lightning.inspection.volumes import check_rule, judge, keep_for_volume
@@ -128,9 +128,9 @@ def load_by_name(
 
     Args:
         named: Checkpoints, configs, methods, bundles.
-        arguments: Of the method; see `split_model_arguments`.
-        options: Of the command.
-        silent: Whether what is worth a word of them was said before.
+        arguments: Arguments of the method; see `split_model_arguments`.
+        options: Options of the command.
+        silent: Whether notes on the models are left out, because they were printed before.
 
     Raises:
         UserError: See `load_models`.
@@ -144,11 +144,11 @@ def load_by_name(
 def _mark(
     named: Sequence[str], patterns: Sequence[str], options: argparse.Namespace, arguments: dict[str, Any]
 ) -> None:
-    """Marks the images that are named, as --feedback says."""
+    """Marks the named images with the value of --feedback."""
     images = [Path(path) for path in patterns]
     require_images(images, options)
     if len(named) > 1:
-        raise UserError("feedback is on one model, and several are named.")
+        raise UserError("feedback is for one model, and several are named.")
     if options.feedback_to == "memory":
         from afclip_lightning.inspection.few_shot_feedback import mark_few_shot
 
@@ -158,8 +158,8 @@ def _mark(
         for image in images:
             mark_few_shot(options.few_shot_dir, options.feedback, image, options.feedback_by)
         print(
-            f"The few-shot images have changed: {options.few_shot_dir}. Calibrate again with them: thresholds made "
-            "before do not hold for another memory, and are refused."
+            f"The few-shot images have changed: {options.few_shot_dir}. Calibrate again with them: earlier thresholds "
+            "do not hold for another memory, and are refused."
         )
         return
     (model,) = load_models(named, options, arguments, wanted_calibration(options), images).values()
@@ -167,7 +167,7 @@ def _mark(
 
 
 def _cut(patterns: Sequence[str], options: argparse.Namespace) -> "CutInputs":
-    """Returns what became of the volumes among the inputs."""
+    """Returns the volumes among the inputs, cut into slices."""
     from tqdm import tqdm
 
     from afclip_lightning.inspection.volumes import cut_inputs

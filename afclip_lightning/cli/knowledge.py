@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 KEY_VARIABLE = "OPENAI_API_KEY"
 PLACE = 11
 DESCRIPTION = """\
-show      prints a knowledge base, one of the project's or a file, after checking it
+show      checks and prints a knowledge base of this package, or a file
 build     asks an OpenAI-compatible server for a new one: sentences on each category and, with --vision_model, one on
           each anomalous image that training would read
 
-Answers are kept beside the output as they come; the same command goes on where an earlier one stopped. The key is read
-from an environment variable and written nowhere. Only `build` uses the network, and nothing but its endpoint.
+Each answer is stored beside the output at once, so the same command resumes after a stop. The key is read from an
+environment variable and never written. Only `build` uses the network, and only its endpoint.
 """
 
 
@@ -54,7 +54,7 @@ def _build(options: argparse.Namespace, rest: Sequence[str]) -> int:
     if options.sentences < 1:
         raise UserError(f"--sentences must be at least 1, got {options.sentences}.")
 
-    from afclip_lightning.datasets.catalogue import find_dataset  # with torch and more, which `--help` has no use for
+    from afclip_lightning.datasets.catalogue import find_dataset  # imports torch and more, which `--help` does not need
     from afclip_lightning.knowledge import builder
     from afclip_lightning.knowledge.chat import ChatServer
 
@@ -114,7 +114,7 @@ def _image_questions(dataset: "AnomalyDataModule", model: str) -> "list[Question
     split = dataset.train_split
     anomalous = [sample for sample in dataset.samples(split) if sample.label == 1]
     if not anomalous:
-        raise UserError(f"{dataset.root}: the {split} split, which training reads, has no anomalous image.")
+        raise UserError(f"{dataset.root}: the {split} split, which is used for training, has no anomalous image.")
     return [
         image_question(
             model,
@@ -127,7 +127,7 @@ def _image_questions(dataset: "AnomalyDataModule", model: str) -> "list[Question
 
 
 def _key(variable: str | None) -> str:
-    """Returns the key; one that was asked for by name must be there, a local server needs none."""
+    """Returns the key. A variable that was named must be set. Without a name the key is optional (local servers)."""
     key = os.environ.get(variable or KEY_VARIABLE, "").strip()
     if variable and not key:
         raise UserError(f"The variable {variable}, which --key_variable names, is not set.")

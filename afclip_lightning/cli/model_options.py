@@ -1,4 +1,4 @@
-"""Options of the commands that take a trained head or training-free methods, and the models that they name."""
+"""Options of the commands that use a trained head or training-free methods, and the models that they name."""
 
 import argparse
 import sys
@@ -36,14 +36,14 @@ def add_model_options(
     engine: bool = False,
     roi: bool = True,
 ) -> None:
-    """Adds the options that say which model it is, and how it sees images.
+    """Adds the options that select the model and the view of images.
 
     Args:
-        parser: Of the command.
-        few_shot: Whether the command takes few-shot images as such.
-        category: Whether it is for one product.
-        engine: Whether the command takes bundles too, which other engines run.
-        roi: Whether it takes a region of interest.
+        parser: Parser of the command.
+        few_shot: Whether the command takes few-shot images.
+        category: Whether the command is for one product.
+        engine: Whether the command also takes bundles, which other engines run.
+        roi: Whether the command takes a region of interest.
     """
     model = parser.add_argument_group("model")
     add_model_names(model)
@@ -62,7 +62,7 @@ def add_model_options(
 
 
 def add_model_names(group: OptionGroup) -> None:
-    """Adds the two options that name a model: a ready one, or a head of one's own."""
+    """Adds the two options that name a model: a ready one, or your own head."""
     group.add_argument("--model", metavar="NAME", help="a ready model; head show NAME describes it")
     group.add_argument(
         "--checkpoint",
@@ -73,10 +73,10 @@ def add_model_names(group: OptionGroup) -> None:
 
 
 def named_model(options: argparse.Namespace) -> str | None:
-    """Returns the file of the ready model that `--model` names, or what `--checkpoint` names; `None` for neither.
+    """Returns the file of the ready model of `--model`, or the value of `--checkpoint`; `None` without both.
 
     Raises:
-        UserError: There is no such ready model, or both are given.
+        UserError: The ready model does not exist, or both options are given.
     """
     given: str | None = options.checkpoint
     if options.model is None:
@@ -90,18 +90,18 @@ def named_model(options: argparse.Namespace) -> str | None:
 
         if options.model in methods():
             raise UserError(
-                f"--model names a ready model, and {options.model} is a method: --checkpoint {options.model} names it."
+                f"--model names a ready model, and {options.model} is a method: use --checkpoint {options.model}."
             )
     return str(ready.path_of(options.model))
 
 
 def no_model(verb: str, rest: str = "", others: str = "") -> UserError:
-    """Returns the error of a command that was given no model: which come ready, and what to type.
+    """Returns the error of a command without a model. It lists the ready models and an example.
 
     Args:
         verb: The command.
-        rest: Its other arguments.
-        others: Further ways to name one, for the message.
+        rest: Other arguments of the command.
+        others: Further ways to name a model, for the message.
     """
     from afclip_lightning.heads import ready
 
@@ -117,7 +117,7 @@ def split_model_arguments(args: Sequence[str]) -> tuple[list[str], dict[str, Any
     """Returns the other arguments of a command line, and those of the method, `--model.KEY VALUE`, by key.
 
     Raises:
-        UserError: One has no value.
+        UserError: An argument of the method has no value.
     """
     others: list[str] = []
     found: dict[str, Any] = {}
@@ -136,7 +136,7 @@ def split_model_arguments(args: Sequence[str]) -> tuple[list[str], dict[str, Any
 
 
 def few_shot_images(folder: Path | None) -> list[Path]:
-    """Returns the images of `--few_shot_dir`; none where it is not given.
+    """Returns the images of `--few_shot_dir`; none without the option.
 
     Raises:
         UserError: The folder has no image.
@@ -157,14 +157,14 @@ def load_models(
     calibration: str | None = "auto",
     images: Sequence[Path] = (),
 ) -> "dict[str, Inspector]":
-    """Returns models by name, that of their class, which share backbones.
+    """Returns models by the name of their class. They share backbones.
 
     Args:
-        paths: As `load` takes them, or bundles; at least one.
+        paths: Names of models as for `load`, or bundles; at least one.
         options: From `add_model_options`, with `engine`.
         arguments: From `split_model_arguments`.
-        calibration: As `load` takes it.
-        images: Those that are to be seen, for a white level that is looked up in them.
+        calibration: Calibration as for `load`.
+        images: Images to be inspected, for a white level that is derived from them.
 
     Raises:
         UserError: A model cannot be loaded, or an option is out of its range.
@@ -194,7 +194,7 @@ def _free_name(model: "Inspector", models: "dict[str, Inspector]") -> str:
 
 
 def _warn(heads: "dict[str, Predictor]", options: argparse.Namespace) -> None:
-    """Says what is to be known of heads before their scores are trusted."""
+    """Prints the notes that users need before they trust the scores of heads."""
     from afclip_runtime.inspection.calibration import ANY_PRODUCT
 
     if any(head.is_toy for head in heads.values()):
@@ -243,10 +243,10 @@ def _load_head(
 
 
 def _check_bundle_options(path: str, options: argparse.Namespace, arguments: dict[str, Any]) -> None:
-    """Refuses options that a bundle cannot follow: what they would change is in its graph.
+    """Raises if options do not work with a bundle, because its graph fixes their values.
 
     Raises:
-        UserError: Names the first of them.
+        UserError: There is such an option. The message names the first one.
     """
     from afclip_runtime.inspection.bundle import read_card
     from afclip_runtime.inspection.calibration import ANY_PRODUCT

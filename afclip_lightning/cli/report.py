@@ -13,9 +13,9 @@ from afclip_runtime.files import shown, write_text
 
 PLACE = 30
 DESCRIPTION = """\
-Writes one HTML page of a test run: tables by category, curves, scores, pictures of what was missed and of false alarms;
+Writes one HTML page of a test run: tables by category, curves, scores, pictures of missed anomalies and false alarms;
 or of the output of `inspect`: scores, and the most and the least anomalous images.
-It is self-contained: it opens from disk, without a network, and can be sent to others.
+The page is self-contained: it opens from disk without a network, and can be sent to others.
 """
 
 
@@ -28,7 +28,7 @@ def main(args: Sequence[str]) -> int:
         threshold = Threshold(options.threshold, "given by hand")
     if (options.run / inspections.TABLE).is_file():
         if threshold:
-            raise UserError(f"{options.run} was inspected with thresholds of its own: leave the option out.")
+            raise UserError(f"{options.run} has the thresholds of its inspection: leave the option out.")
         folder, page = options.run, inspections.render(options.run, options.originals)
     else:
         found = read_run(options.run)

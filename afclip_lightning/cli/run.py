@@ -1,4 +1,4 @@
-"""What `fit`, `validate`, `test` and `predict` have in common: Lightning's command line."""
+"""The common part of `fit`, `validate`, `test` and `predict`: Lightning's command line."""
 
 import sys
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ def run(args: Sequence[str]) -> int:
     Args:
         args: The command and its options.
     """
-    signals.listen()  # before the slow imports: a signal that nobody listens to ends the process
+    signals.listen()  # before the slow imports: an unhandled signal would end the process
     from afclip_lightning.engine import app
 
-    sys.argv[1:] = args  # what a run folder records, and what Lightning starts its other processes with
+    sys.argv[1:] = args  # recorded in the run folder, and used by Lightning to start its other processes
     return app.main()

@@ -1,4 +1,4 @@
-"""`python -m afclip_lightning serve`: a page where an image is judged."""
+"""`python -m afclip_lightning serve`: a web page that inspects images."""
 
 import argparse
 import sys
@@ -19,9 +19,9 @@ from afclip_runtime.errors import PROGRAM
 PLACE = 42
 DESCRIPTION = (
     """\
-Serves a page: drop an image, see where it is anomalous, move the thresholds, calibrate from normal images, give
-few-shot images to the methods that take them. Without a model it starts with the ready model real. A picture to try
-comes with it.
+Serves a web page: drop an image, see where it is anomalous, move the thresholds, calibrate from normal images, give
+few-shot images to the methods that take them. Without a model it starts with the ready model `real`. The page includes
+a picture to try.
 
 """
     + REQUESTS

@@ -25,27 +25,27 @@ if TYPE_CHECKING:
 
 PLACE = 24
 DESCRIPTION = """\
-Writes what MVTec AD 2's server (benchmark.mvtec.com) scores, of a model or of maps that some program wrote:
+Writes a submission to MVTec AD 2's server (benchmark.mvtec.com), from a model or from maps of any program:
 
   anomaly_images/<category>/<part>/<name>.tiff              float16
   anomaly_images_thresholded/<category>/<part>/<name>.png   255 above the threshold, at the size of the image
-  submission.tar.gz                                         both, once all of it is there and the check finds nothing
-  submission.json                                           thresholds, scales and what they were made by; not packed
+  submission.tar.gz                                         both, once all files exist and the check finds no problem
+  submission.json                                           thresholds, scales and their settings; not packed
 
 <part> is test_private and test_private_mixed. The threshold of a category is fixed without labels: the mean of the
-pixels of validation/good plus 3 standard deviations (--factor). Stored is (score - threshold) * a power of two, so that
-float16 has its finest steps where normal and anomalous pixels part, and what is above 0 is above the threshold.
+pixels of validation/good plus 3 standard deviations (--factor). Maps store (score - threshold) * a power of two. This
+gives float16 its finest steps around the threshold, and values above 0 are above the threshold.
 
 --maps reads <category>/<part>/<name> with .npy, .tiff or .png, of test_private, test_private_mixed and, for the
 threshold, validation/good; or run folders of predict (--data.part test_private …), for methods that see all test
-images. A map that is smaller than its image is upsampled for its mask, and stored as it is.
+images. A map that is smaller than its image is upsampled for its mask, and stored at its own size.
 
---public also writes the public part and says what it scores there: SegF1 at that threshold, PRO up to 0.05. It is not
-packed. --check looks at a folder or a packed file of any program, and says what the server would refuse.
+--public also writes the public part, which is not packed, and prints its SegF1 at that threshold and its PRO up to
+0.05. --check checks a folder or a packed file of any program for problems that the server would refuse.
 
-A run that was stopped goes on where it was. One process writes into a folder at a time.
+A stopped run resumes. Only one process may write into a folder at a time.
 
-Exit codes: 0 done, or nothing to object to; 1 the check found something (it is named), or only a part was written; 2 a
+Exit codes: 0 done, or no problem found; 1 the check found problems (it names them), or only a part was written; 2 a
 mistake that the message explains; 130 interrupted.
 """
 
@@ -80,9 +80,7 @@ def _check(options: argparse.Namespace, data: "MVTecAD2") -> int:
     report = check(options.check, expected, lambda files: _progress(files, None, "checking"))
     for line in report.lines():
         print(shown(line))
-    verdict = (
-        "The server would refuse it, or score it otherwise than meant." if report.problems else "Nothing to object to."
-    )
+    verdict = "The server would refuse it, or score it wrongly." if report.problems else "No problem found."
     print(f"{options.check}: {report.maps} maps, {report.masks} masks. {verdict}")
     return 1 if report.problems else 0
 
@@ -115,7 +113,7 @@ def _write(options: argparse.Namespace, arguments: dict[str, Any], data: "MVTecA
             print(f"{category}: {_said(found, rules.factor, options.threshold is not None)}")
             if found.beyond:
                 print(
-                    f"note: {category}: {found.beyond} pixels are beyond float16, and tied at its limit.",
+                    f"note: {category}: {found.beyond} pixels are beyond float16's range, and clipped to its limits.",
                     file=sys.stderr,
                 )
         if options.public:
@@ -140,13 +138,13 @@ def _write(options: argparse.Namespace, arguments: dict[str, Any], data: "MVTecA
 
 
 def _note_count(data: "MVTecAD2", count: int) -> None:
-    """Says if the dataset at hand is not the published one."""
+    """Prints a note if the dataset is not the published one."""
     from afclip_lightning.datasets.mvtec_ad_2 import PRIVATE_IMAGES
 
     if count != PRIVATE_IMAGES and data.categories is None:
         print(
             f"note: {data.root} has {count} private images, and the server expects {PRIVATE_IMAGES}: "
-            "it would refuse them.",
+            "it would refuse this submission.",
             file=sys.stderr,
         )
 
@@ -155,7 +153,7 @@ def _categories(data: "MVTecAD2", options: argparse.Namespace) -> list[str]:
     """Returns the categories in use.
 
     Raises:
-        UserError: One is not there.
+        UserError: A category is missing.
     """
     from afclip_lightning.datasets import catalogue
     from afclip_lightning.datasets.mvtec_ad_2 import PRIVATE, MVTecAD2
@@ -180,7 +178,7 @@ def _model(options: argparse.Namespace, arguments: dict[str, Any], data: "MVTecA
     from afclip_lightning.inspection.submission.sources import ModelMaps
 
     if not (named := named_model(options)):
-        raise no_model("submit", "--out DIR", "; --maps DIR, what another program wrote")
+        raise no_model("submit", "--out DIR", "; --maps DIR, maps of another program")
     if options.batch_size < 1 or options.num_workers < 0 or options.k_shot < 0:
         raise UserError("--batch_size must be at least 1, and --num_workers and --k_shot not negative.")
     tiling, white = tiling_of(options), white_of(options, [])
@@ -223,7 +221,7 @@ def _said(fixed: Any, factor: float, by_hand: bool) -> str:
 
 
 def _print(scores: "Sequence[PublicScore]") -> None:
-    """Prints what the public part scores, in percent, and the mean over categories."""
+    """Prints the scores of the public part in percent, and their mean over categories."""
     import numpy as np
 
     columns = {

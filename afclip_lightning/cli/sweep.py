@@ -15,16 +15,16 @@ from afclip_runtime.launch.signals import STOPPED
 MOST_TRIALS = 10**6
 COUNT = numeric(int, lambda count: 1 <= count <= MOST_TRIALS, f"from 1 to {MOST_TRIALS}")
 SECONDS = numeric(float, lambda seconds: 0 < seconds < math.inf, "a number of seconds above 0")
-SEED = numeric(int, lambda seed: 0 <= seed < 2**31, f"from 0 to {2**31 - 1}")  # numbers of trials are added to it
+SEED = numeric(int, lambda seed: 0 <= seed < 2**31, f"from 0 to {2**31 - 1}")  # trial numbers are added to it
 PLACE = 33
 DESCRIPTION = """\
-Searches for the options of `fit` that a sweep file names, the same file that `wandb sweep` takes:
+Searches for the best options of `fit`. The sweep file has the format of `wandb sweep`:
 
   python -m afclip_lightning sweep --config experiments/sweeps/afclip.yaml --trials 20
 
-What is chosen by must be a metric of a validation, on a set that is not reported: val/<dataset>/mean/<metric>.
-A stopped or killed sweep goes on with the same command, its trials where their last checkpoint was.
-Options after -- are given to every trial.
+The objective must be a metric of a validation on a set that is not reported: val/<dataset>/mean/<metric>.
+A stopped or killed sweep resumes with the same command, and its trials resume at their last checkpoint.
+Options after -- are passed to every trial.
 """
 
 
@@ -64,7 +64,7 @@ def _search(options: argparse.Namespace, where: Where, extra: list[str]) -> int:
     if ended.signal is not None:
         return STOPPED
     if left > 0:
-        print(f"{left} trials are left, or run by another process: the same command goes on.", file=sys.stderr)
+        print(f"{left} trials are left, or run by another process: run the same command again.", file=sys.stderr)
         return STOPPED
     return int(any(trial.state.name == "FAIL" for trial in job.study.get_trials(deepcopy=False)))
 

@@ -1,4 +1,4 @@
-"""`python -m afclip_lightning validate`: test a head without pictures, on what it may be chosen by."""
+"""`python -m afclip_lightning validate`: test a head without pictures, on data for model selection."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""The commands that there are: the modules of this folder that have a `main`."""
+"""The commands: the modules of this folder that have a `main`."""
 
 from afclip_runtime.cli.verbs import LAST, Verb, Verbs
 from afclip_runtime.errors import PROGRAM

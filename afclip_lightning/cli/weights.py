@@ -1,4 +1,4 @@
-"""`python -m afclip_lightning weights`: what the presets need, download it, and look at a file of weights."""
+"""`python -m afclip_lightning weights`: list, download and identify weights."""
 
 import argparse
 import json
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 PLACE = 14
 DESCRIPTION = """\
-list    what each preset (--model.backbone.preset NAME) needs: weights, size, licence, and where they lie if here
-get     downloads weights into the cache, where a run finds them; with --out into a folder, to carry them elsewhere: the
-        download goes on where it was cut, and is compared with its hash
-check   looks at a file: whether it is sound, what it is, and the options that use it; exit code 1 if nothing here does
+list    the weights of each preset (--model.backbone.preset NAME): size, licence, and path if they are on this machine
+get     downloads weights into the cache, where a run finds them; with --out into a folder, to carry them elsewhere: an
+        interrupted download resumes, and its hash is checked
+check   checks and identifies a file, and prints the options that use it; exit code 1 if no option does
 
   weights get dinov3-l                          a preset
   weights get ViT-B-32 openai                   a model of open_clip and a tag of it
@@ -86,7 +86,7 @@ def _get(options: argparse.Namespace) -> int:
 
 
 def _into_cache(model: str, weights: str, cache_dir: str | None) -> Path:
-    """Returns the file in the cache of the hub's own client, which a run looks into; downloads it if need be."""
+    """Returns the file in the cache of the hub's own client, where a run finds it. It is downloaded if necessary."""
     from afclip_lightning.backbones.downloads import sha256
     from afclip_lightning.backbones.sources import find_hub_file, repository_of
 
@@ -116,14 +116,14 @@ def _check(options: argparse.Namespace) -> int:
     from afclip_lightning.backbones.recognise import recognise
 
     if _is_head(options.file):
-        raise UserError(f"{options.file} is a trained head, no weights: {typed('head', 'show', options.file)}")
+        raise UserError(f"{options.file} is a trained head, not weights: {typed('head', 'show', options.file)}")
     found = recognise(options.file)
     print(json.dumps(asdict(found), indent=2) if options.json else _described(found))
     return 0 if found.use else 1
 
 
 def _is_head(path: Path) -> bool:
-    """Returns whether a file is a head of ours; what is wrong with a file that is none, `recognise` says."""
+    """Returns whether a file is one of our heads. `recognise` reports problems of other files."""
     from afclip_lightning.heads.file import read_head_card
 
     try:
@@ -143,7 +143,7 @@ def _described(found: "Weights") -> str:
         f"  names         {found.layout}",
         f"  tensors       {found.tensors} ({types}), {found.values / 1e6:.1f} million values, all finite",
         f"  file          {found.format}, {found.bytes / 1e6:.1f} MB, SHA-256 {found.sha256}",
-        f"  use           {found.use or 'nothing here takes it: its tensors are of no known architecture'}",
+        f"  use           {found.use or 'none: its tensors match no known architecture'}",
     ]
     return "\n".join(lines)
 

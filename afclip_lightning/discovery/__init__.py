@@ -1,4 +1,4 @@
-"""How methods and datasets are found, and made of what a config says: whoever adds a module need not list it."""
+"""Finds methods and datasets, and builds them from configs. A new module need not be registered anywhere."""
 
 import importlib
 import pkgutil
@@ -14,10 +14,10 @@ def import_submodules(package: ModuleType) -> None:
 
 
 def descendants(cls: type) -> list[type[Any]]:
-    """Returns all classes that inherit from one and were imported, each once, parents first.
+    """Returns all imported subclasses of a class, each once, parents first.
 
-    A class that only bears the name of another is left out: `torch.export` derives such classes from that of a module
-    which occurs twice in what it traces, and they live until the garbage collector comes by.
+    A class that copies the name of another is left out. `torch.export` derives such classes from a module that occurs
+    twice in a trace, and they live until the next garbage collection.
     """
     classes = _children(cls)
     for found in classes:  # grows while it is walked

@@ -1,4 +1,4 @@
-"""The configs of the project where there is no checkout: the package brings them along."""
+"""Finds the configs of the project, from a checkout or inside the installed package."""
 
 from pathlib import Path
 
@@ -7,10 +7,10 @@ PLACES = (PACKAGE / "configs", PACKAGE.parent / "configs")  # of a wheel, and of
 
 
 def find_config(path: str | Path) -> Path:
-    """Returns the path of a config. One that does not exist is looked for among those of the package.
+    """Returns the path of a config. A path that does not exist is searched among the package's configs.
 
     Args:
-        path: A path. One that begins with `configs/` may be of the package: `configs/afclip_demo.yaml`.
+        path: A path. A path that begins with `configs/` may be in the package: `configs/afclip_demo.yaml`.
     """
     path = Path(path)
     if path.exists() or path.parts[:1] != ("configs",):

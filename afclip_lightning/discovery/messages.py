@@ -1,4 +1,4 @@
-"""The parser's messages in a line: which option, what it takes, what it was given."""
+"""Shortens the parser's messages to one line: the option, the expected value and the given value."""
 
 import difflib
 import re
@@ -18,11 +18,11 @@ _TYPES |= {"Sequence": "a list", "list": "a list", "dict": "a mapping", "Mapping
 
 
 def one_line(message: str, *bases: type) -> str:
-    """Returns what a message of the parser says, in a line where it is about the value of an option.
+    """Returns a message of the parser, as one line if it is about the value of an option.
 
     Args:
-        message: The parser's.
-        bases: Whose subclasses may have been meant where a class is not found.
+        message: Message of the parser.
+        bases: Base classes whose subclasses are suggested if a class is not found.
     """
     keys = list(_KEY.finditer(message))
     if not keys:
@@ -45,7 +45,7 @@ def one_line(message: str, *bases: type) -> str:
 
 
 def _indented(text: str, indent: int) -> str:
-    """Returns the first line and those after it that are indented more."""
+    """Returns the first line and the following lines with a deeper indent."""
     first, *rest = text.split("\n")
     end = next(
         (n for n, line in enumerate(rest) if line.strip() and len(line) - len(line.lstrip()) <= indent), len(rest)
@@ -54,7 +54,7 @@ def _indented(text: str, indent: int) -> str:
 
 
 def _nearest_class(name: str, bases: tuple[type, ...]) -> str:
-    """Returns which class may have been meant."""
+    """Returns a suggestion for the class that may have been meant."""
     classes = {cls.__name__ for base in bases for cls in descendants(base)}
     close = difflib.get_close_matches(name.rpartition(".")[2], classes, n=1)
     return f"; did you mean {close[0]!r}" if close else ""

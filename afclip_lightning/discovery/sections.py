@@ -1,4 +1,4 @@
-"""A section of a config, or arguments as on the command line, as an object; whatever is refused is one `UserError`."""
+"""Builds objects from sections of a config or from command-line arguments. Every invalid value is one `UserError`."""
 
 import importlib
 import inspect
@@ -21,8 +21,8 @@ def instantiate(cls: type[T], given: Given, where: str = "") -> T:
 
     Args:
         cls: The class.
-        given: Its arguments.
-        where: What a message begins with; by default the name of the class.
+        given: Arguments of the class.
+        where: Beginning of a message; by default the name of the class.
 
     Raises:
         UserError: An argument is unknown, absent or wrong, or the constructor refuses it.
@@ -34,11 +34,11 @@ def instantiate_subclass(base: type[Any], section: Mapping[str, Any] | Namespace
     """Returns the object that a section with `class_path` and `init_args` describes.
 
     Args:
-        base: What its class derives from.
-        section: As the parser of a command left it.
+        base: Base class of the object.
+        section: Section as parsed by a command.
 
     Raises:
-        UserError: There is no such class, or it refuses an argument; the message is the constructor's alone.
+        UserError: The class does not exist, or it refuses an argument. The message is only that of the constructor.
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(base, "section")
@@ -47,16 +47,16 @@ def instantiate_subclass(base: type[Any], section: Mapping[str, Any] | Namespace
 
 
 def prepare(cls: type[T], given: Given, where: str = "", later: Sequence[str] = ()) -> Callable[..., T]:
-    """Checks the arguments of a class and returns what makes an object of it.
+    """Checks the arguments of a class and returns a function that makes an object of it.
 
     Args:
         cls: The class.
         given: See `instantiate`.
         where: See `instantiate`.
-        later: Arguments that are objects already, and are given by name to what is returned.
+        later: Names of arguments that are objects already. They are passed to the returned function.
 
     Raises:
-        UserError: An argument is unknown, absent or wrong. What is returned raises it too.
+        UserError: An argument is unknown, absent or wrong. The returned function raises it, too.
     """
     where = where or cls.__name__
     parser = _parser_of(cls, later)
@@ -66,18 +66,18 @@ def prepare(cls: type[T], given: Given, where: str = "", later: Sequence[str] = 
         try:
             with refusals(f"{where}: "):
                 return cls(**ready, **vars(parser.instantiate_classes(parsed)))
-        except TypeError as error:  # what an argument without a type was given
+        except TypeError as error:  # an argument without a type has a wrong value
             raise UserError(f"{where}: {message_of(error)}") from error
 
     return make
 
 
 def all_arguments(cls: type, given: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """Returns all arguments of a class as plain values, those that are not given too.
+    """Returns all arguments of a class as plain values, with defaults for those not given.
 
     Args:
         cls: The class.
-        given: Its arguments.
+        given: Arguments of the class.
         where: See `instantiate`.
 
     Raises:
@@ -88,15 +88,15 @@ def all_arguments(cls: type, given: Mapping[str, Any], where: str = "") -> dict[
 
 
 def check_nulls(cls: type | None, arguments: Mapping[str, Any], where: str) -> None:
-    """Checks that null is given to no argument that takes none; the parser lets it through to any.
+    """Raises if an argument that accepts no null is null, because the parser accepts null for any argument.
 
     Args:
-        cls: The class, or `None` for that which `class_path` of the arguments names.
-        arguments: Its arguments, or a section of `class_path` and `init_args`.
-        where: The option that they belong to, for the message.
+        cls: The class, or `None` for the class that `class_path` of the arguments names.
+        arguments: Arguments of the class, or a section of `class_path` and `init_args`.
+        where: Option of the arguments, for the message.
 
     Raises:
-        UserError: One is null.
+        UserError: Such an argument is null.
     """
     if arguments.get("class_path"):
         module, _, name = str(arguments["class_path"]).rpartition(".")
@@ -114,13 +114,13 @@ def check_nulls(cls: type | None, arguments: Mapping[str, Any], where: str) -> N
 
 @contextmanager
 def refusals(where: str = "") -> Iterator[None]:
-    """Turns what a constructor refuses into one message; the parser wraps it in its own errors.
+    """Turns the error of a constructor into one message, because the parser wraps it in its own errors.
 
     Args:
-        where: What the message begins with; not where a constructor raises a `UserError` itself.
+        where: Beginning of the message, except if a constructor raises a `UserError` itself.
 
     Raises:
-        UserError: Something was refused.
+        UserError: The constructor or the parser refused a value.
     """
     try:
         yield

@@ -178,8 +178,8 @@ def read_released(path: Path, method: str | None = None) -> Released:
         return Released(path, found, found.convert(contents))
     except ValueError as error:
         raise CheckpointError(
-            f"{shown(path)}: {error}. {found.project} does not write such heads of {found.method}: the file is damaged, "
-            "or that code was changed. Name another file."
+            f"{shown(path)}: {error}. {found.project} writes no such heads of {found.method}: the file is damaged, or "
+            "that code was changed. Name another file."
         ) from error
 
 

@@ -1,1 +1,1 @@
-"""What abnormal items look like, in sentences: a base by category, and a description of each training image."""
+"""Sentences on the look of abnormal items: knowledge bases by category, and descriptions of training images."""

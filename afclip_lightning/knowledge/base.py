@@ -1,6 +1,6 @@
-"""Knowledge bases: files that say, for each category of a dataset, what an abnormal item looks like.
+"""Knowledge bases: files with sentences on the look of abnormal items, per category of a dataset.
 
-A base is a YAML file. `sentences` is required, the rest is not:
+A base is a YAML file. Only `sentences` is required:
 
     provenance: {generator: written by hand, date: 2026-11-24}
     sentences:
@@ -25,29 +25,29 @@ from afclip_runtime.files import read_yaml
 if TYPE_CHECKING:
     from open_clip.tokenizer import SimpleTokenizer
 
-MAX_TOKENS = 75  # of a sentence; CLIP's context of 77 has a start and an end token too
+MAX_TOKENS = 75  # of a sentence; CLIP's context of 77 also holds a start and an end token
 
 _FOLDER = Path(__file__).parent
 _KEYS = ("provenance", "sentences", "images")
 
 
 def bases() -> list[str]:
-    """Returns the names of the bases that the project brings, each that of its dataset."""
+    """Returns the names of the bases of this package. Each is named like its dataset."""
     return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
 
 
 def load_knowledge(source: str | Path, categories: Sequence[str] | None = None) -> dict[str, list[str]]:
     """Returns the sentences of each category, checked, in the order of `categories`.
 
-    Training alone reads a base, and it passes the categories that it trains on: nothing of a category that is only
-    tested is returned, so that no word about it can reach a zero-shot model.
+    Only training reads a base, and it passes its training categories. Sentences of other categories are not returned,
+    so a zero-shot model never sees a word about a test category.
 
     Args:
-        source: One of `bases()`, or the path of a file of one's own, which ends in `.yaml` or `.yml`.
-        categories: Categories to return; those of the whole file by default.
+        source: One of `bases()`, or the path of your own file, ending in `.yaml` or `.yml`.
+        categories: Categories to return; by default all categories of the file.
 
     Raises:
-        UserError: There is no such base, it lacks one of the categories, or a sentence is empty or has more than
+        UserError: The base does not exist or lacks one of the categories, or a sentence is empty or has more than
             `MAX_TOKENS` tokens.
 
     Reference: KAnoCLIP, Sec. 2.2.1.
@@ -67,13 +67,13 @@ def load_knowledge(source: str | Path, categories: Sequence[str] | None = None) 
 
 
 def load_image_sentences(source: str | Path) -> dict[str, str]:
-    """Returns the sentences that a base holds about single images, by the image's path in its dataset; often none.
+    """Returns a base's sentences about single images, by the image's path in its dataset. Many bases have none.
 
     Args:
-        source: As for `load_knowledge`.
+        source: See `load_knowledge`.
 
     Raises:
-        UserError: There is no such base, or a sentence is empty or too long.
+        UserError: The base does not exist, or a sentence is empty or too long.
     """
     path, content = _read(source)
     table = content.get("images", {})
@@ -83,13 +83,13 @@ def load_image_sentences(source: str | Path) -> dict[str, str]:
 
 
 def load_provenance(source: str | Path) -> dict[str, Any]:
-    """Returns what a base says of its own origin; nothing if it says nothing.
+    """Returns the stated origin of a base; empty if it states none.
 
     Args:
-        source: As for `load_knowledge`.
+        source: See `load_knowledge`.
 
     Raises:
-        UserError: There is no such base.
+        UserError: The base does not exist.
     """
     path, content = _read(source)
     origin = content.get("provenance", {})
@@ -99,11 +99,11 @@ def load_provenance(source: str | Path) -> dict[str, Any]:
 
 
 def image_sentence(sentences: Mapping[str, str], image_path: PurePath) -> str | None:
-    """Returns the sentence about an image, wherever its dataset lies; `None` if there is none.
+    """Returns the sentence about an image, for any folder of its dataset; `None` if there is none.
 
     Args:
         sentences: From `load_image_sentences`.
-        image_path: The image; its last parts are the path in the dataset.
+        image_path: Path of the image. Its last parts are the path in the dataset.
     """
     parts = image_path.parts
     tails = ("/".join(parts[first:]) for first in range(len(parts)))
@@ -111,7 +111,7 @@ def image_sentence(sentences: Mapping[str, str], image_path: PurePath) -> str | 
 
 
 def knowledge_digest(sentences: Mapping[str, Any]) -> str:
-    """Returns the SHA-256 of sentences by key, whatever the order of the keys: for checkpoints and records of runs."""
+    """Returns the SHA-256 of sentences by key, independent of the order, for checkpoints and records of runs."""
     return hashlib.sha256(json.dumps(sentences, sort_keys=True).encode()).hexdigest()
 
 
@@ -130,13 +130,13 @@ def render_base(
 
 
 def count_tokens(text: str) -> int:
-    """Returns how many tokens CLIP's tokenizer makes of a text, without the start and the end token."""
+    """Returns the number of tokens of a text by CLIP's tokenizer, without the start and the end token."""
     return len(_tokenizer().encode(text))
 
 
 @cache
 def _tokenizer() -> "SimpleTokenizer":
-    from open_clip.tokenizer import SimpleTokenizer  # with torch, which a list of the bases has no use for
+    from open_clip.tokenizer import SimpleTokenizer  # imports torch, which a list of the bases does not need
 
     return SimpleTokenizer()
 
@@ -169,7 +169,7 @@ def _sentences(lines: Any, where: str) -> list[str]:
 def _sentence(text: Any, where: str) -> str:
     if not isinstance(text, str) or not text.strip():
         raise UserError(f"{where}: must be text, got {text!r}. Write it, in quotes if it holds a colon, or remove it.")
-    # CLIP's tokenizer takes other alphabets byte by byte; who knows them has another, and the text tower counts itself
+    # CLIP's tokenizer splits other alphabets into bytes; multilingual towers have another one and count themselves
     if text.isascii() and (tokens := count_tokens(text)) > MAX_TOKENS:
         raise UserError(f"{where}: has {tokens} tokens, and CLIP takes {MAX_TOKENS}. Shorten it: {text}")
     return text.strip()

@@ -1,6 +1,6 @@
-"""Asks a language model for what a knowledge base holds: the questions, what makes an answer usable, and its cache.
+"""Asks a language model for the sentences of a knowledge base: the questions, the checks of answers, and a cache.
 
-Answers are kept as they come, by the hash of their prompt, so that a run that ends early goes on where it stopped.
+Each answer is stored at once, by the hash of its prompt, so that a stopped run can resume.
 """
 
 import base64
@@ -27,11 +27,11 @@ from afclip_runtime.errors import UserError
 from afclip_runtime.files import TABLE_LIMIT, parse_json, read_bytes
 
 ATTEMPTS = 5  # a question
-LONGEST_WAIT = 120.0  # seconds that a server may ask for; a run does not sleep through an hour
-IMAGE_SIDE = 1024  # pixels that the longer side of a picture is shrunk to
+LONGEST_WAIT = 120.0  # longest wait that a server may request, in seconds
+IMAGE_SIDE = 1024  # longer side of a picture after shrinking, in pixels
 
-# The first sentences are the paper's questions; the rest makes the answers fit CLIP's context. Change a word and every
-# cached answer is asked for again.
+# The first sentences are the paper's questions. The rest makes the answers fit CLIP's context. After any change of
+# these texts, every cached answer is requested again.
 CATEGORY_PROMPT = """\
 Describe what an abnormal image of {class_name} looks like?
 
@@ -50,11 +50,11 @@ class Question:
     """One question to a model.
 
     Attributes:
-        about: The category or the image's path in its dataset, for messages.
-        model: Name of the model at the server.
-        prompt: The text.
-        parse: Returns the sentences of an answer; raises `ValueError` that says what is wrong with it.
-        image_path: Image that the question is about, or `None`.
+        about: Category, or path of the image in its dataset, for messages.
+        model: Name of the model on the server.
+        prompt: Text of the question.
+        parse: Returns the sentences of an answer. It raises `ValueError` with the problem of an unusable answer.
+        image_path: Image of the question, or `None`.
     """
 
     about: str
@@ -75,7 +75,7 @@ class Question:
         return hashlib.sha256(json.dumps([self.model, self.prompt, image]).encode()).hexdigest()
 
     def messages(self) -> list[dict[str, Any]]:
-        """Returns the conversation that the question opens."""
+        """Returns the messages of the request."""
         if self.image_path is None:
             return [{"role": "user", "content": self.prompt}]
         picture = {"type": "image_url", "image_url": {"url": _data_uri(self.image_path)}}
@@ -83,7 +83,7 @@ class Question:
 
 
 def category_question(model: str, category: str, class_name: str, count: int) -> Question:
-    """Returns the question for `count` sentences on a category, which prompts call `class_name`.
+    """Returns the question for `count` sentences on a category, whose name in prompts is `class_name`.
 
     Reference: KAnoCLIP, Sec. 2.2.1.
     """
@@ -92,7 +92,7 @@ def category_question(model: str, category: str, class_name: str, count: int) ->
 
 
 def image_question(model: str, key: str, class_name: str, image_path: Path) -> Question:
-    """Returns the question for a sentence on one image, `key` being its path in its dataset.
+    """Returns the question for a sentence on one image. `key` is its path in its dataset.
 
     Reference: KAnoCLIP, Sec. 2.2.1.
     """
@@ -100,10 +100,11 @@ def image_question(model: str, key: str, class_name: str, image_path: Path) -> Q
 
 
 def parse_list(answer: str, count: int) -> list[str]:
-    """Returns the sentences of a numbered list; what stands before it and after a blank line is not read.
+    """Returns the sentences of a numbered list. Text before the list and after a blank line is ignored.
 
     Raises:
-        ValueError: There are not `count` of them, numbered from 1, all different, none empty or too long.
+        ValueError: The list does not have `count` different sentences, numbered from 1, or a sentence is empty or too
+            long.
     """
     items: list[str] = []
     open_item = False
@@ -126,10 +127,10 @@ def parse_list(answer: str, count: int) -> list[str]:
 
 
 def parse_sentence(answer: str) -> list[str]:
-    """Returns the answer's text as the only sentence, without line breaks and the marks of a text format.
+    """Returns the answer's text as the only sentence, without line breaks and markup.
 
     Raises:
-        ValueError: It is empty, holds what cannot be printed or has more than `MAX_TOKENS` tokens.
+        ValueError: The text is empty, holds characters that cannot be printed, or has more than `MAX_TOKENS` tokens.
     """
     sentence = " ".join(answer.replace("**", "").split()).strip('"“”* ')
     if not any(letter.isalpha() for letter in sentence):
@@ -137,28 +138,28 @@ def parse_sentence(answer: str) -> list[str]:
     if not sentence.isprintable():
         raise ValueError("the answer holds characters that cannot be printed")
     if (tokens := count_tokens(sentence)) > MAX_TOKENS:
-        raise ValueError(f"a sentence has {tokens} tokens, and {MAX_TOKENS} is the most")
+        raise ValueError(f"a sentence has {tokens} tokens; at most {MAX_TOKENS} are allowed")
     return [sentence]
 
 
 @dataclass(frozen=True)
 class _Answer:
-    """What is read of a line of the cache."""
+    """The part of a line of the cache that is read."""
 
     prompt: str
     answer: str
 
 
 class AnswerCache:
-    """The usable answers so far, in a file of JSON lines that only grows.
+    """The usable answers so far, in an append-only file of JSON lines.
 
-    A line that is not whole, as when the process was killed while it wrote, is no answer.
+    Incomplete lines of a killed process are ignored.
 
     Args:
-        path: The file, there or not.
+        path: The file. It may not exist yet.
 
     Raises:
-        UserError: It is there and cannot be read.
+        UserError: The file exists and cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -172,14 +173,14 @@ class AnswerCache:
                 self._answers[entry.prompt] = entry.answer
 
     def get(self, question: Question) -> list[str] | None:
-        """Returns the sentences of an earlier answer; `None` if there is none that can be used."""
+        """Returns the sentences of an earlier answer; `None` if there is no usable one."""
         try:
             return question.parse(self._answers[question.digest()])
         except (KeyError, ValueError):
             return None
 
     def add(self, question: Question, answer: str) -> None:
-        """Keeps an answer; it is on the disk when this returns.
+        """Stores an answer durably: it is on disk when this returns.
 
         Raises:
             UserError: The file cannot be written.
@@ -201,11 +202,12 @@ class AnswerCache:
 def ask(server: ChatServer, question: Question) -> str:
     """Returns a usable answer.
 
-    What may pass (no answer in time, a status of 429 or of 500 and above, a broken connection) is tried again after the
-    wait that the server asks for, or 1, 2, 4 … s; an answer that cannot be used is sent back with what is wrong.
+    Transient failures (a timeout, a status of 429 or of 500 and above, a broken connection) are retried after the wait
+    that the server requests, or 1, 2, 4 … s. An unusable answer is sent back with its problem.
 
     Raises:
-        UserError: There was none in `ATTEMPTS` attempts, the server refuses, or wants a wait beyond `LONGEST_WAIT`.
+        UserError: No attempt of `ATTEMPTS` gave a usable answer, the server refuses, or it requests a wait longer than
+            `LONGEST_WAIT`.
     """
     opening = question.messages()
     messages, reason = opening, ""
@@ -219,7 +221,7 @@ def ask(server: ChatServer, question: Question) -> str:
             reason = str(failure)
             if (failure.wait or 0) > LONGEST_WAIT:
                 raise UserError(
-                    f"{question.about}: {server.endpoint} says {reason} and wants {failure.wait:.0f} s of patience."
+                    f"{question.about}: {server.endpoint} says {reason} and asks to wait {failure.wait:.0f} s."
                 ) from failure
             if attempt < ATTEMPTS - 1:
                 sleep(2.0**attempt if failure.wait is None else failure.wait)
@@ -235,9 +237,9 @@ def ask(server: ChatServer, question: Question) -> str:
 def answer_all(
     questions: Sequence[Question], server: ChatServer, cache: AnswerCache
 ) -> tuple[dict[str, list[str]], int]:
-    """Returns the sentences by what they are about, and how many questions the server was asked.
+    """Returns the sentences by category or image, and the number of questions that the server was asked.
 
-    Questions with the same prompt, as of two categories with one class name, share their answer.
+    Questions with the same prompt share their answer, for example those of two categories with the same class name.
 
     Raises:
         UserError: A question has no usable answer; earlier answers are in the cache.

@@ -1,6 +1,6 @@
-"""A server with a language model, over the OpenAI-compatible protocol.
+"""A client of language model servers with the OpenAI-compatible protocol.
 
-The key goes into the header of a request and nowhere else: what a server sends back is cleared of it before use.
+The key is only in the header of a request. It is removed from everything that a server sends back.
 """
 
 import json
@@ -19,14 +19,14 @@ from afclip_runtime.errors import UserError
 from afclip_runtime.files import parse_json
 
 LARGEST_ANSWER = 2**22  # bytes
-SHORTEST_SECRET = 8  # letters; shorter keys are the stand-ins (`none`, `x`) that local servers are given
+SHORTEST_SECRET = 8  # letters; shorter keys are placeholders (`none`, `x`) for local servers
 
 
 class TransientError(Exception):
-    """A request failed in a way that may pass; the message says how.
+    """A request failed temporarily. The message gives the reason.
 
     Attributes:
-        wait: Seconds that the server asks to wait, or `None`.
+        wait: Wait that the server requests, in seconds, or `None`.
     """
 
     def __init__(self, reason: str, wait: float | None = None) -> None:
@@ -35,7 +35,7 @@ class TransientError(Exception):
 
 
 class _NoRedirects(HTTPRedirectHandler):
-    """A redirected request would carry the key to wherever the server says."""
+    """Refuses redirects, because a redirected request would send the key to another address."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
@@ -54,7 +54,7 @@ class _Choice:
 
 @dataclass(frozen=True)
 class _Completion:
-    """What is read of a chat completion."""
+    """The part of a chat completion that is read."""
 
     choices: list[_Choice]
 
@@ -66,7 +66,7 @@ class _Reason:
 
 @dataclass(frozen=True)
 class _Refusal:
-    """What is read of the answer of a server that refuses."""
+    """The part of a refusal that is read."""
 
     error: _Reason
 
@@ -75,12 +75,12 @@ class ChatServer:
     """An OpenAI-compatible server.
 
     Args:
-        endpoint: Its address, with or without the `/v1` at the end.
-        key: Sent as bearer token; empty for a server that needs none.
-        timeout: Seconds that one answer may take.
+        endpoint: Address of the server, with or without `/v1` at the end.
+        key: Bearer token; empty for a server that needs none.
+        timeout: Time limit of one answer, in seconds.
 
     Raises:
-        UserError: The endpoint is no such address, the key cannot be sent or the timeout is not positive.
+        UserError: The endpoint is not such an address, the key cannot be sent, or the timeout is not positive.
     """
 
     def __init__(self, endpoint: str, key: str = "", timeout: float = 120.0) -> None:
@@ -95,7 +95,7 @@ class ChatServer:
                 "a key is read from the environment."
             )
         if not re.fullmatch(r"[!-~]*", key):
-            raise UserError("The key holds blanks, line breaks or letters beyond ASCII. Set its variable anew.")
+            raise UserError("The key holds blanks, line breaks or letters beyond ASCII. Set its variable again.")
         if not timeout > 0:
             raise UserError(f"The timeout must be positive, got {timeout:g} s.")
         self.endpoint = endpoint.rstrip("/").removesuffix("/v1")
@@ -139,7 +139,7 @@ class ChatServer:
         return self._clear(content)
 
     def _read(self, response: HTTPResponse) -> bytes:
-        """Returns the body; a server that sends it drop by drop gets no more time than one that is silent."""
+        """Returns the body. The time limit also holds for a server that sends it slowly."""
         deadline, received = monotonic() + self.timeout, b""
         while part := response.read1(2**16):
             received += part
@@ -170,7 +170,7 @@ class ChatServer:
 
 
 def _retry_after(value: str | None) -> float | None:
-    """Returns the seconds of a `Retry-After` header, which gives a number or a date; `None` if it gives neither."""
+    """Returns the seconds of a `Retry-After` header, a number or a date; `None` if it is neither."""
     if value is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""A sentence about the anomaly of one image, read off its mask: the knowledge about single images without a model."""
+"""Describes the anomaly of one image in a sentence derived from its mask, without a language model."""
 
 from pathlib import Path
 
@@ -14,7 +14,13 @@ PLACES = (
     ("on the left", "in the center", "on the right"),
     ("in the lower left", "at the bottom", "in the lower right"),
 )
-SIZES = ((0.002, "tiny"), (0.01, "small"), (0.04, "medium-sized"), (0.15, "large"), (1.0, "very large"))  # share up to
+SIZES = (
+    (0.002, "tiny"),
+    (0.01, "small"),
+    (0.04, "medium-sized"),
+    (0.15, "large"),
+    (1.0, "very large"),
+)  # upper limit of the share
 COLOURS = {
     "black": (20, 20, 20),
     "dark gray": (75, 75, 75),
@@ -39,7 +45,7 @@ COLOURS = {
 }
 NUMBERS = ("two", "three", "four", "five", "six", "seven", "eight", "nine")
 
-# Names of folders that say no more than that something is wrong, or that several things are.
+# Names of folders that only say that there is a defect, or several.
 _NAMELESS = frozenset(
     {"abnormal", "anomalous", "anomaly", "bad", "combined", "defect", "defective", "defects", "ko", "ng", "nok"}
 )
@@ -49,24 +55,23 @@ _SPECK = 0.05  # pieces below this share of the largest one do not count
 def describe_anomaly(
     image: NDArray[np.uint8], mask: np.ndarray, class_name: str, defect: str | None = None
 ) -> str | None:
-    """Returns a sentence on place, size, shape and colour of the anomaly, or `None` where the mask is empty.
+    """Returns a sentence on place, size, shape and colour of the anomaly, or `None` if the mask is empty.
 
-    The place is that of the centroid in a 3 × 3 grid; the size is the share of the image; the colour is the name that
-    is nearest in CIELAB to the mean inside the mask. The same arguments give the same sentence, of at most `MAX_TOKENS`
-    tokens.
+    The place is the centroid's cell in a 3 × 3 grid. The size is the share of the image. The colour is the name nearest
+    in CIELAB to the mean inside the mask. The same arguments give the same sentence, of at most `MAX_TOKENS` tokens.
 
     Args:
         image: `[H, W, 3]`, uint8, RGB.
         mask: `[H, W]`, non-zero = anomalous.
-        class_name: What the sentence calls the item (`metal nut`).
-        defect: Kind of the defect (`scratch neck`), see `defect_name`; left out where the sentence would get too long.
+        class_name: Name of the item in the sentence (`metal nut`).
+        defect: Kind of the defect (`scratch neck`); see `defect_name`. It is left out if the sentence gets too long.
 
     Raises:
         ValueError: The sizes of image and mask differ, or the class name is too long for a sentence.
 
     Reference: KAnoCLIP, Sec. 2.2.1.
-    Differs: a template over the training mask, which the losses read anyway, in place of a visual question answering
-        model, which the paper leaves open (it names one that takes no images).
+    Differs: a template over the training mask, which the losses read anyway, replaces a visual question answering
+        model. The paper does not specify that model (the named one takes no images).
     """
     if image.shape != (*mask.shape, 3):
         raise ValueError(f"image must be [H, W, 3] for a mask [H, W], got {image.shape} and {mask.shape}")
@@ -84,9 +89,9 @@ def describe_anomaly(
 
 
 def defect_name(image_path: Path) -> str | None:
-    """Returns the kind of defect that MVTec's layout says, `test/<defect>/<image>`, with spaces for underscores.
+    """Returns the kind of defect from MVTec's layout, `test/<defect>/<image>`, with spaces for underscores.
 
-    `None` in any other layout, and for names that tell nothing (`bad`, `combined`, a number).
+    It is `None` in any other layout, and for uninformative names (`bad`, `combined`, a number).
     """
     name = image_path.parent.name
     named = any(letter.isalpha() for letter in name) and name.lower() not in _NAMELESS
@@ -119,7 +124,7 @@ def _lab(colours: list[tuple[float, ...]]) -> NDArray[np.float32]:
 def _shape(region: NDArray[np.uint8]) -> tuple[str, int]:
     """Returns a word for the shape and the number of pieces."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats(region, connectivity=8)
-    areas = stats[1:, cv2.CC_STAT_AREA]  # label 0 is the normal rest
+    areas = stats[1:, cv2.CC_STAT_AREA]  # label 0 is the background
     pieces = int((areas >= _SPECK * areas.max()).sum())
     if pieces > 1:
         return "scattered", pieces
@@ -128,7 +133,7 @@ def _shape(region: NDArray[np.uint8]) -> tuple[str, int]:
     piece = (labels[top : top + height, left : left + width] == largest).astype(np.uint8)
     contours, _ = cv2.findContours(piece, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     hull = cv2.convexHull(contours[0])
-    sides = np.array(cv2.minAreaRect(hull)[1]) + 1  # between pixel centres, half a pixel is missing at each end
+    sides = np.array(cv2.minAreaRect(hull)[1]) + 1  # distances between pixel centres lack half a pixel at each end
     aspect = sides.max() / sides.min()
     solidity = piece.sum() / cv2.fillConvexPoly(np.zeros_like(piece), hull, 1).sum()
     if aspect >= 6:

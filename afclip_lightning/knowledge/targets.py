@@ -1,4 +1,4 @@
-"""What the prompts of each training image are drawn to: the mean embedding of what a knowledge base says of it."""
+"""Targets for the prompts of each training image: the mean embedding of its sentences in a knowledge base."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,13 +15,13 @@ from afclip_lightning.types import Batch
 
 
 class Knowledge:
-    """What a knowledge base says of the categories that are trained on, and what is said of single training images.
+    """The sentences of a knowledge base on training categories and on single training images.
 
     Args:
         source: Name of a base, or its file.
 
     Attributes:
-        sentences: What was read so far, by category.
+        sentences: Sentences read so far, by category.
     """
 
     def __init__(self, source: str) -> None:
@@ -29,13 +29,13 @@ class Knowledge:
         self.sentences: dict[str, list[str]] = {}
         self.of_images: dict[str, str] = {}
         self.sums: dict[str, Tensor] = {}  # [D], over a category's sentences
-        self.own: dict[Path, Tensor | None] = {}  # [D], of the sentence on an image, where there is one
+        self.own: dict[Path, Tensor | None] = {}  # [D], embedding of the sentence on an image, if there is one
 
     def read(self, categories: Sequence[str]) -> None:
-        """Reads the sentences of these categories, if they were not.
+        """Reads the sentences of these categories, unless they were read before.
 
         Raises:
-            UserError: There is no such base, or it lacks one of the categories; names the file.
+            UserError: The base does not exist, or lacks one of the categories. The message names the file.
         """
         if new := [category for category in dict.fromkeys(categories) if category not in self.sentences]:
             self.sentences |= load_knowledge(self.source, new)
@@ -48,10 +48,10 @@ class Knowledge:
 
     @torch.no_grad()
     def means(self, backbone: ClipBackbone, batch: Batch) -> Tensor:
-        """Returns the mean embedding of what is known of each image, `[B, D]`: of its category, and of itself.
+        """Returns the mean embedding of each image's sentences, `[B, D]`: those of its category and its own.
 
         Args:
-            backbone: Encodes the sentences; those of a category once.
+            backbone: Encodes the sentences. Those of a category are encoded once.
             batch: Training images.
 
         Reference: KAnoCLIP, Eq. (3).
@@ -70,7 +70,7 @@ class Knowledge:
         return torch.stack(means)
 
     def _embed_images(self, backbone: ClipBackbone, batch: Batch, rows: Sequence[int]) -> None:
-        """Embeds what is said of these images; it stays the same from epoch to epoch."""
+        """Embeds the sentences on these images, which stay the same over the epochs."""
         said = [self.describe(batch, row, backbone.preprocess) for row in rows]
         texts = [text for text in said if text is not None]
         embedded = iter(backbone.encode_text(texts) if texts else ())
@@ -78,7 +78,7 @@ class Knowledge:
             self.own[batch.samples[row].image_path] = None if text is None else next(embedded)
 
     def describe(self, batch: Batch, row: int, preprocess: Preprocess) -> str | None:
-        """Returns a sentence on an anomalous image: the base's, or what its mask shows; `None` if that is empty."""
+        """Returns a sentence on an anomalous image, from the base or from its mask; `None` if the mask is empty."""
         sample = batch.samples[row]
         if (known := image_sentence(self.of_images, sample.image_path)) is not None:
             return known

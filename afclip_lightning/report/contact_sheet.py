@@ -172,7 +172,7 @@ def _fit(picture: np.ndarray, width: int, height: int) -> tuple[tuple[int, int],
 
 
 def _resized(picture: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Returns a picture at another size. Enlarged pixels stay squares."""
+    """Returns a picture at another size. Pixels that become larger stay squares."""
     factor = width / picture.shape[1]
     inter = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR if factor < 3 else cv2.INTER_NEAREST
     return cv2.resize(picture, (width, height), interpolation=inter)

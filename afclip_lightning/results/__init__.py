@@ -1,4 +1,4 @@
-"""Results as rows: the table a person reads, CSV and JSON. Whoever reads a table needs no torch."""
+"""Results as rows, in readable tables, CSV and JSON. Reading a table needs no torch."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,7 +28,7 @@ Points = tuple[Sequence[float], Sequence[float]]  # x and y of a curve
 Interval = tuple[float, float]  # lower and upper end
 
 MEAN = "mean"
-"""What stands for the category in a row that is the mean of a dataset's categories."""
+"""Name in the category column of a row that is the mean of a dataset's categories."""
 
 LEVEL = 0.95
 """Confidence of intervals; a difference is called significant if its p-value is at most `1 - LEVEL`."""
@@ -37,28 +37,28 @@ RULE_OF_THREE = (
     "Where both ends are equal every sample of these images agrees, and others may not: of n images without an error, "
     "up to 3 in n of others may have one."
 )
-"""What is said where an interval is a point."""
+"""Note for intervals of zero length."""
 
 TOLERANCE = 1e-4
-"""How far binning may move a metric before that is said."""
+"""Largest change of a metric by binning without a note."""
 
-REGIONS_CHANGED = 0.05  # share by which the number of regions may change before it is said
+REGIONS_CHANGED = 0.05  # largest relative change of the number of regions without a note
 
 
 class ImageScore(NamedTuple):
-    """What a test said of one image.
+    """The scores of one test image.
 
     Attributes:
         dataset: Name of the dataset.
         category: Name of the category.
-        image: Its path.
+        image: Path of the image.
         label: 1 = anomalous, 0 = normal.
-        score: Its image score.
+        score: Image score.
         map_max: Highest value of its anomaly map.
         mask_known: Whether its pixel labels are known.
-        defect_type: What is wrong with it, as its set calls it; empty where that is not known.
-        aupimo: Its AUPIMO, in [0, 1]; `None` where it was not asked for or is not defined.
-        group: Name of what it is a part of, as an object of several views; empty where it is judged alone.
+        defect_type: Defect type in its set; empty if unknown.
+        aupimo: AUPIMO of the image, in [0, 1]; `None` if it was not requested or is not defined.
+        group: Name of its group, for example an object of several views; empty if it is judged alone.
     """
 
     dataset: str
@@ -75,14 +75,14 @@ class ImageScore(NamedTuple):
 
 @dataclass(frozen=True)
 class MaskCounts:
-    """What became of the masks of a category's anomalous images on their way to the size that is evaluated.
+    """The effect of resizing on the masks of a category's anomalous images.
 
     Attributes:
-        masks: Masks that were read.
-        empty: Of these, how many mark nothing at the size that is evaluated.
-        regions: Anomalous regions at the images' own sizes.
-        regions_evaluated: Anomalous regions at the size that is evaluated: some are lost, some run together or break.
-        mostly: Masks that mark more than half of their picture.
+        masks: Number of masks.
+        empty: Number of masks that are empty at the evaluated size.
+        regions: Number of anomalous regions at the images' own sizes.
+        regions_evaluated: Number of anomalous regions at the evaluated size: regions may vanish, merge or split.
+        mostly: Number of masks that mark more than half of their picture.
     """
 
     masks: Count = 0
@@ -103,17 +103,18 @@ class Row:
     Attributes:
         dataset: Name of the dataset.
         category: Name of the category, or `mean`.
-        normal: Normal test images.
-        anomalous: Anomalous test images.
+        normal: Number of normal test images.
+        anomalous: Number of anomalous test images.
         metrics: Value in [0, 1] of each metric that is defined.
-        categories: For a mean: over how many categories each metric's mean is.
-        error_bounds: How far binning can have moved each pixel metric.
-        thresholds: Above which an image or a pixel is anomalous for the best F1; see `is_anomalous`.
-        masks: What became of the masks; `None` if it is not known.
-        intervals: Ends of the interval at `LEVEL`, in [0, 1], of each metric and, as `image_fixed_fpr`, of what fixed
-            thresholds give; absent of what has none.
-        defect_type: Where only the anomalous images of one type count, beside all normal ones: that type.
-        operating_points: What thresholds that were fixed without labels make of the `image` scores and of each `pixel`.
+        categories: For a mean: number of categories in the mean of each metric.
+        error_bounds: Largest possible error of each pixel metric by binning.
+        thresholds: Thresholds of the best F1 of images and pixels; see `is_anomalous`.
+        masks: Effect of resizing on the masks; `None` if unknown.
+        intervals: Ends of the interval at `LEVEL`, in [0, 1], of each metric and of the rates at fixed thresholds
+            (`image_fixed_fpr`); absent if a metric has none.
+        defect_type: Defect type of the row's anomalous images, which it compares with all normal images; empty for all
+            types.
+        operating_points: Operating points of thresholds fixed without labels, for `image` scores and for each `pixel`.
     """
 
     dataset: str
@@ -131,10 +132,10 @@ class Row:
 
 
 def aggregate(per_category: Mapping[str, Mapping[str, float]]) -> tuple[dict[str, float], dict[str, int]]:
-    """Returns the mean of each metric over the categories where it is defined, and their number.
+    """Returns the mean of each metric over the categories where it is defined, and the number of these categories.
 
     Args:
-        per_category: Category to metrics.
+        per_category: Metrics by category.
     """
     values: dict[str, list[float]] = {}
     for metrics in per_category.values():
@@ -144,14 +145,14 @@ def aggregate(per_category: Mapping[str, Mapping[str, float]]) -> tuple[dict[str
 
 
 def check_category(name: str, where: str = "") -> None:
-    """Checks that a category is not called what the table calls the mean.
+    """Raises if a category has the name that tables use for the mean.
 
     Args:
         name: Name of the category.
-        where: What the message begins with.
+        where: Beginning of the message.
 
     Raises:
-        UserError: It is.
+        UserError: The category has this name.
     """
     if name == MEAN:
         raise UserError(
@@ -161,7 +162,7 @@ def check_category(name: str, where: str = "") -> None:
 
 
 def with_means(rows: Sequence[Row]) -> list[Row]:
-    """Returns the rows with, behind each dataset's categories, their mean."""
+    """Returns the rows, with a mean after each dataset's categories."""
     result: list[Row] = []
     for dataset in dict.fromkeys(row.dataset for row in rows):
         part = [row for row in rows if row.dataset == dataset]
@@ -184,27 +185,27 @@ def with_intervals(rows: Sequence[Row], intervals: Mapping[Key, Mapping[str, Int
 
     Args:
         rows: The table.
-        intervals: By dataset and category, or `mean`.
+        intervals: Intervals by dataset and category (or `mean`).
     """
     return [replace(row, intervals=intervals.get((row.dataset, row.category), {})) for row in rows]
 
 
 def columns_of(rows: Sequence[Row]) -> list[str]:
-    """Returns the metrics that a page of these rows has columns for: those of every table, and what else a row has."""
+    """Returns the metrics that are columns of a page: those of every table, and others that a row has."""
     return [metric for metric in METRICS if metric in SHOWN or any(metric in row.metrics for row in rows)]
 
 
 def shown_columns(rows: Sequence[Row]) -> list[str]:
-    """Returns the metrics that a terminal has columns for: some of them only where they were found."""
+    """Returns the metrics that are columns in a terminal. Some are columns only if a row has them."""
     return [*SHOWN, *(metric for metric in ALSO_SHOWN if any(metric in row.metrics for row in rows))]
 
 
 def render(rows: Sequence[Row], tolerance: float = TOLERANCE, columns: Sequence[str] = SHOWN) -> str:
-    """Returns an aligned Markdown table of some metrics in percent; `n/a` where one is not defined.
+    """Returns an aligned Markdown table of some metrics in percent; `n/a` if a metric is not defined.
 
-    A mean says over how many categories it is, `mean of 6`, and where a metric leaves some out, over how many that one
-    is: `91.2 (5)`. Below the table stand the intervals and operating points, if there are any, what resizing did to the
-    masks, and what binning may have moved by more than the tolerance.
+    A mean states its number of categories, `mean of 6`. A metric that is undefined for some of them states its own
+    number: `91.2 (5)`. Below the table follow the intervals and operating points, if any, the effect of resizing on
+    masks, and the metrics that binning may have changed by more than the tolerance.
     """
     header = ["dataset", "category", "normal", "anomalous", *(TITLE[metric] for metric in columns)]
     lines = [header]
@@ -223,7 +224,7 @@ def render(rows: Sequence[Row], tolerance: float = TOLERANCE, columns: Sequence[
 
 
 def render_types(rows: Sequence[Row], columns: Sequence[str] = SHOWN) -> list[str]:
-    """Returns the lines of a table by defect type, below a sentence on what it is; nothing without such rows."""
+    """Returns the lines of a table by defect type with a heading; nothing without such rows."""
     if not rows:
         return []
     lines = [["category", "defect type", "normal", "anomalous", *(TITLE[metric] for metric in columns)]]
@@ -240,7 +241,7 @@ def _of(row: Row) -> str:
 
 
 def interval_text(ends: Interval | None) -> str:
-    """Returns an interval in percent, `88.1 to 93.9`; a dash where there is none."""
+    """Returns an interval in percent, `88.1 to 93.9`; a dash if there is none."""
     return "–" if ends is None else f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}"
 
 
@@ -258,7 +259,7 @@ def _uncertain(rows: Sequence[Row], columns: Sequence[str], said: str) -> list[s
 
 
 def any_point(rows: Sequence[Row], metrics: Iterable[str]) -> bool:
-    """Returns whether an interval of some metrics has no length; see `RULE_OF_THREE`."""
+    """Returns whether an interval of these metrics has zero length; see `RULE_OF_THREE`."""
     ends = (row.intervals[metric] for row in rows for metric in metrics if metric in row.intervals)
     return any(low == high for low, high in ends)
 
@@ -271,7 +272,7 @@ def _fixed(rows: Sequence[Row]) -> list[str]:
 
 
 def _resized(rows: Sequence[Row]) -> list[str]:
-    """Returns the lines below the table on masks that are empty, or have other regions, at the size evaluated."""
+    """Returns the lines below the table on masks that are empty, or have other regions, at the evaluated size."""
     found = []
     for row in rows:
         counts = row.masks
@@ -303,9 +304,9 @@ def _imprecise(rows: Sequence[Row], tolerance: float) -> list[str]:
 
 
 def flat(rows: Sequence[Row]) -> tuple[list[str], list[list[str | int | float | None]]]:
-    """Returns columns and lines of the table, values in [0, 1], `None` where one is not defined.
+    """Returns columns and lines of the table, with values in [0, 1], or `None` if undefined.
 
-    Where a metric has intervals, two more columns hold their ends: `image_auroc_low`, `image_auroc_high`. Those of
+    If a metric has intervals, two more columns hold their ends: `image_auroc_low`, `image_auroc_high`. The columns of
     operating points are at the end: see `points_flat`.
     """
     point_columns, points = points_flat([row.operating_points for row in rows])
@@ -327,7 +328,10 @@ def flat(rows: Sequence[Row]) -> tuple[list[str], list[list[str | int | float | 
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """Returns the table as CSV; what is not defined is left empty. Rows by defect type have it behind the category."""
+    """Returns the table as CSV.
+
+    Undefined values are empty. A column `defect_type` follows the category if rows have it.
+    """
     columns, lines = flat(rows)
     if any(row.defect_type for row in rows):
         columns.insert(2, "defect_type")
@@ -337,12 +341,12 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 
 def to_json(rows: Sequence[Row], title: str, conditions: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Returns the table for JSON, values in [0, 1]; what is not defined is left out.
+    """Returns the table for JSON, with values in [0, 1]. Undefined values are left out.
 
     Args:
         rows: The table.
-        title: What was tested.
-        conditions: Under which conditions, by name.
+        title: Title of the test.
+        conditions: Conditions of the test, by name.
     """
     entries = [
         {
@@ -375,16 +379,16 @@ def write(
     conditions: Mapping[str, Any] | None = None,
     types: Sequence[Row] = (),
 ) -> None:
-    """Writes `<name>.csv`, `<name>.json` and `<name>.md`; with rows by defect type, `<name>_by_type.csv` too.
+    """Writes `<name>.csv`, `<name>.json` and `<name>.md`, and with rows by defect type also `<name>_by_type.csv`.
 
     Args:
         rows: The table.
         folder: The run folder.
         name: Stem of the files.
-        title: What was tested, with its backbone.
+        title: Title of the test, with its backbone.
         tolerance: See `render`.
         conditions: See `to_json`.
-        types: Rows by defect type; they are no part of the means.
+        types: Rows by defect type. They are not part of the means.
     """
     write_text(folder / f"{name}.csv", to_csv(rows))
     by_type = {"by_type": to_json(types, title)["rows"]} if types else {}
@@ -396,7 +400,7 @@ def write(
 
 
 def write_scores(scores: Sequence[ImageScore], path: Path) -> None:
-    """Writes the scores of all images as CSV; numbers in full, so that a threshold decides alike when they are read."""
+    """Writes the scores of all images as CSV, in full precision, so that thresholds give the same verdicts later."""
     write_text(
         path,
         csv_text(
@@ -409,7 +413,7 @@ def write_curves(curves: Mapping[Key, Mapping[str, Points]], pro_limit: float, p
     """Writes the curves of all categories as JSON, to 5 decimals.
 
     Args:
-        curves: By dataset and category: the curves that are defined.
+        curves: Defined curves, by dataset and category.
         pro_limit: False-positive rate up to which the PRO curve goes.
         path: The file.
     """

@@ -1,4 +1,4 @@
-"""Where the table of a test run lies."""
+"""Finds the table of a test run."""
 
 from pathlib import Path
 
@@ -6,13 +6,13 @@ from afclip_runtime.errors import UserError
 
 
 def find_table(path: Path) -> tuple[Path, str]:
-    """Returns the table of a test run, and what follows `results`, `scores` or `curves` in the names of its files.
+    """Returns the table of a test run, and the suffix after `results`, `scores` or `curves` in its file names.
 
     Args:
         path: The run folder, or one of its tables, `results_x.json`.
 
     Raises:
-        UserError: There is no table.
+        UserError: The folder has no table.
     """
     table = path if path.is_file() else path / "results.json"
     if not table.is_file():

@@ -1,4 +1,4 @@
-"""What thresholds make of images and pixels that were fixed without labels, as part of a row of the results."""
+"""Operating points of thresholds that were fixed without labels, as part of a row of the results."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,26 +11,26 @@ SHOWN = {
     "image": {"fpr": "I-FPR", "tpr": "I-TPR", "balanced_accuracy": "I-BA", "f1": "I-F1", "f1_gap": "to best"},
     "pixel": {"fpr": "P-FPR", "tpr": "P-TPR", "f1": "P-F1", "f1_gap": "to best"},
 }
-"""Columns of the table by level, and their heads."""
+"""Columns of the table by level, and their headings."""
 
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """What a fixed threshold makes of a category's images, or of their pixels; all but the threshold in [0, 1].
+    """The rates of a fixed threshold on a category's images or pixels. All but the threshold are in [0, 1].
 
-    What is not defined is `None`: `fpr` without normal scores, `tpr` without anomalous ones, the rest unless there are
+    Undefined values are `None`: `fpr` without normal scores, `tpr` without anomalous scores, and the others without
     both.
 
     Attributes:
-        rule: How it was fixed: `mean+3sd`, `q0.99`, or the name of a calibration.
-        threshold: What is above it is anomalous; `None` of a mean over categories.
+        rule: Rule of the threshold: `mean+3sd`, `q0.99`, or the name of a calibration.
+        threshold: Scores above it are anomalous; `None` for a mean over categories.
         fpr: False-positive rate: share of the normal scores above the threshold.
-        tpr: True-positive rate, or recall: share of the anomalous ones.
+        tpr: True-positive rate, or recall: share of the anomalous scores above the threshold.
         balanced_accuracy: Mean of `tpr` and `1 - fpr`.
-        f1: Harmonic mean of precision and recall; of pixels of a whole category it is called SegF1.
+        f1: Harmonic mean of precision and recall. For all pixels of a category it is called SegF1.
         best_f1: F1 at the best threshold for these labels.
-        f1_gap: What the fixed threshold costs: `best_f1 - f1`.
-        f1_error: How far binning can have moved `f1`.
+        f1_gap: Loss of F1 by the fixed threshold: `best_f1 - f1`.
+        f1_error: Largest possible error of `f1` by binning.
     """
 
     rule: str
@@ -45,13 +45,13 @@ class OperatingPoint:
 
     @property
     def rates(self) -> dict[str, float]:
-        """Returns what is defined of all but the threshold, by name."""
+        """Returns the defined values except the threshold, by name."""
         values = {key: value for key, value in asdict(self).items() if key not in ("threshold", "rule")}
         return {key: value for key, value in values.items() if value is not None}
 
 
 def mean_points(parts: Sequence[Mapping[str, OperatingPoint]]) -> dict[str, OperatingPoint]:
-    """Returns the means of the categories' operating points, each over the categories where it is defined."""
+    """Returns the means of the categories' operating points, over the categories where each value is defined."""
     found: dict[str, OperatingPoint] = {}
     for level in dict.fromkeys(level for part in parts for level in part):
         points = [part[level] for part in parts if level in part]
@@ -65,18 +65,18 @@ def mean_points(parts: Sequence[Mapping[str, OperatingPoint]]) -> dict[str, Oper
 
 
 def thresholds_of(points: Mapping[str, OperatingPoint]) -> dict[str, float]:
-    """Returns the thresholds of operating points, by level; those of a mean have none."""
+    """Returns the thresholds of operating points by level. Means have no threshold."""
     return {level: point.threshold for level, point in points.items() if point.threshold is not None}
 
 
 def points_as_metrics(points: Mapping[str, OperatingPoint]) -> dict[str, float]:
-    """Returns what is defined of `FIXED`, by its name: `image_fixed_fpr`."""
+    """Returns the defined values of `FIXED` by name, such as `image_fixed_fpr`."""
     rates = {f"{level}_fixed_{key}": value for level, point in points.items() for key, value in point.rates.items()}
     return {key: rates[key] for key in FIXED if key in rates}
 
 
 def points_as_json(points: Mapping[str, OperatingPoint]) -> dict[str, dict[str, Any]]:
-    """Returns operating points by level, without what is not defined."""
+    """Returns operating points by level, without undefined values."""
     return {
         level: {key: value for key, value in asdict(point).items() if value is not None}
         for level, point in points.items()
@@ -87,7 +87,7 @@ def points_flat(parts: Sequence[Mapping[str, OperatingPoint]]) -> tuple[list[str
     """Returns columns and lines of operating points for a table of numbers: `image_fixed_threshold`, `pixel_fixed_f1`.
 
     Args:
-        parts: By row, its operating points by level; there are only columns of levels that some row has.
+        parts: Operating points by level, per row. Only levels of some row have columns.
     """
     keys = ("threshold", "fpr", "tpr", "balanced_accuracy", "f1", "f1_gap")
     columns = [(level, key) for level in SHOWN if any(level in part for part in parts) for key in keys]
@@ -96,10 +96,10 @@ def points_flat(parts: Sequence[Mapping[str, OperatingPoint]]) -> tuple[list[str
 
 
 def points_table(rows: Sequence[tuple[str, str, Mapping[str, OperatingPoint]]]) -> list[str]:
-    """Returns the lines of a table in percent, below a sentence on what it is; nothing where there is no point.
+    """Returns the lines of a table in percent with a heading; nothing without operating points.
 
     Args:
-        rows: Dataset, category and its operating points by level.
+        rows: Dataset, category, and operating points by level.
     """
     rules = dict.fromkeys(point.rule for *_, points in rows for point in points.values())
     if not rules:

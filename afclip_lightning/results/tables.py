@@ -6,7 +6,10 @@ from afclip_runtime.errors import shown
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Returns the lines of an aligned Markdown table, of which the first is the header and two columns are names."""
+    """Returns the lines of an aligned Markdown table.
+
+    The first line is the header, and the first two columns are names.
+    """
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
 
     def text(cells: Sequence[str]) -> str:
@@ -18,5 +21,5 @@ def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
 
 
 def name_cell(name: str) -> str:
-    """Returns a name as a table can hold it: printable, and no bar ends its cell."""
+    """Returns a name for a table cell: printable, and with escaped bars."""
     return shown(name).replace("|", "\\|")

@@ -1,4 +1,4 @@
-"""Every metric, what its column is called, and where it is shown."""
+"""Every metric, the heading of its column, and the tables that show it."""
 
 TITLE = {
     "image_auroc": "I-AUROC",
@@ -16,18 +16,18 @@ TITLE = {
     "group_ap": "G-AP",
     "group_f1_max": "G-F1",
 }
-"""Every metric and the head of its column, in the order of all tables."""
+"""Every metric and the heading of its column, in the order of all tables."""
 
 METRICS = tuple(TITLE)
 
 SHOWN = METRICS[:7]
-"""What a terminal has room for, and every table has; the others stand in files and pages, where there are any."""
+"""Metrics of every table, for which a terminal has room. Files and pages also show the others, if there are any."""
 
 IN_FILES = METRICS[:9]
-"""Columns of every `results.csv`; others, which few sets have, follow where a row has one."""
+"""Columns of every `results.csv`. Rarer metrics follow if a row has them."""
 
 ALSO_SHOWN = ("pixel_spro_05", "pixel_aupimo", "group_auroc")
-"""What a terminal shows beside that, where a run has it."""
+"""Further metrics that a terminal shows if a run has them."""
 
 FIXED = {
     "image_fixed_fpr": "I-FPR",
@@ -39,10 +39,10 @@ FIXED = {
     "pixel_fixed_balanced_accuracy": "P-BA",
     "pixel_fixed_f1": "P-F1 fixed",
 }
-"""What a threshold gives that was fixed without labels, as files and loggers call it, and its head beside metrics."""
+"""Rates at a threshold fixed without labels: name in files and loggers, and heading beside metrics."""
 
 TITLE_OF_ALL = TITLE | FIXED
 """Everything that has intervals and is compared."""
 
 RANKED = (*METRICS, *(name for name in FIXED if not name.endswith(("_fpr", "_tpr"))))
-"""Of these, what says by itself which method is better: of a false- and a true-positive rate one buys the other."""
+"""The metrics that show by themselves which method is better. False- and true-positive rates trade off each other."""

@@ -108,7 +108,8 @@ def test_pixels_are_compared_where_all_runs_counted_them(tmp_path: Path, capsys:
         assert float(p_value) < 0.01
         assert len(cells(text, title, "drawn", "b")) == 4
     text = said(capsys, a, without)
-    assert f"Image metrics only: {without} did not count pixels. Tested with --evaluation.intervals 1000" in text
+    remedy = "Test with --evaluation.intervals 1000 to compare pixel metrics as well."
+    assert f"Image metrics only: {without} did not count pixels. {remedy}" in text
     assert "## P-" not in text
 
 

@@ -275,7 +275,7 @@ def test_wrong_layout_and_missing_parts(root: Path, maps: str, capsys: pytest.Ca
 
 
 def test_no_model(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--maps DIR, what another program wrote" in error_of(capsys, submit(root))
+    assert "--maps DIR, maps of another program" in error_of(capsys, submit(root))
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -284,7 +284,7 @@ def test_check_of_what_was_written(root: Path, maps: str, packed: bool, capsys: 
     place = str(OUT / "submission.tar.gz" if packed else OUT)
     capsys.readouterr()
     assert submit(root, "--check", place) == 0
-    assert "24 maps, 24 masks. Nothing to object to." in capsys.readouterr().out
+    assert "24 maps, 24 masks. No problem found." in capsys.readouterr().out
     # without the dataset only the number is not as it must be
     assert command.main(["--check", place]) == 1
     assert "the server expects 4090 maps: there are 24" in capsys.readouterr().out

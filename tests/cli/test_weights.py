@@ -95,9 +95,9 @@ def test_check_says_what_a_file_is_and_whether_anything_uses_it(
 ) -> None:
     save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors")
     assert run(monkeypatch, "check", tmp_path / "x.safetensors") == 1
-    assert "nothing here takes it" in capsys.readouterr().out
+    assert "none: its tensors match no known architecture" in capsys.readouterr().out
     assert run(monkeypatch, "check", HEADS / "real.safetensors") == 2
-    assert "is a trained head, no weights: python -m afclip_lightning head show" in capsys.readouterr().err
+    assert "is a trained head, not weights: python -m afclip_lightning head show" in capsys.readouterr().err
     file = MODELS / "tiny-8-112.safetensors"
     assert run(monkeypatch, "check", file, "--json") == 0
     found = json.loads(capsys.readouterr().out)

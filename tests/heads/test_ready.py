@@ -111,7 +111,7 @@ def test_the_offer_says_exactly_what_to_type(capsys: pytest.CaptureFixture[str])
     assert inspect_command.main(["photos", "--model", "toy", "--checkpoint", "x"]) == 2
     assert "give one of them" in capsys.readouterr().err
     assert inspect_command.main(["photos", "--model", "NearestNeighbours"]) == 2
-    assert "NearestNeighbours is a method: --checkpoint NearestNeighbours names it" in capsys.readouterr().err
+    assert "NearestNeighbours is a method: use --checkpoint NearestNeighbours." in capsys.readouterr().err
 
 
 def test_no_ready_model_is_said(

@@ -550,7 +550,7 @@ def test_the_command_says_what_it_read_and_what_it_assumed(
         capsys.readouterr().err == "error: anomalyclip.safetensors is there already: name the head file, --out FILE.\n"
     )
     assert head.main(["show", "real", "--model.layers", "[1]"]) == 2
-    assert "--model.layers is an option of head import and head fuse alone" in capsys.readouterr().err
+    assert "--model.layers is only an option of head import and head fuse" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [["show"], ["pack", "--out", "head.safetensors"]])

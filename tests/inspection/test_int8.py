@@ -366,7 +366,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         (["--to", "onnx", "--int8"], "--int8 needs --calibration_images DIR"),
         (
             ["--to", "onnx", "--tolerance", "1"],
-            "--calibration_images, --tolerance and --quantiser are of --int8: add it",
+            "--calibration_images, --tolerance and --quantiser need --int8: add it",
         ),
     ],
 )

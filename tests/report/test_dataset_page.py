@@ -182,7 +182,7 @@ def test_the_command(root: Path, here: Path, capsys: pytest.CaptureFixture[str])
     assert Path("shown/bolt/dataset.html").is_file()
     (root / "bolt/test/good/1.png").write_text("no image")
     assert run(root) == 1
-    assert "Not read: 1, which the page names" in capsys.readouterr().out
+    assert "Not read: 1. The page names them; `datasets check` looks at every file." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
