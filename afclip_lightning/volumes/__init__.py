@@ -1,3 +1,3 @@
-"""Medical volumes: NIfTI, NRRD, MetaImage and DICOM, cut into slices, and maps of slices put back."""
+"""Medical volumes (NIfTI, NRRD, MetaImage, DICOM): cutting into slices, and stacking of slice maps into volumes."""
 
-SLICES = "slices.jsonl"  # of a set of slices: a line per slice, which `Volumes` and `Table` read
+SLICES = "slices.jsonl"  # manifest of a set of slices, one line per slice, read by `Volumes` and `Table`

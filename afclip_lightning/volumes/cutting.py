@@ -1,4 +1,4 @@
-"""One volume, cut into PNG files."""
+"""Cuts one volume into PNG files."""
 
 import shutil
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from afclip_runtime.images.limits import check_size
 
 SCRATCH = ".scratch"
 AS_IT_IS = Reading()
-MOST_VALUES = 64  # of masks that are listed
+MOST_VALUES = 64  # most mask values that are listed
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,14 @@ class Cutting:
     """How volumes are cut.
 
     Attributes:
-        axis: Which slices follow one another along.
+        axis: Axis along which slices follow one another.
         window: See `windows.window_of`.
-        bits: Of the slices: 8 or 16.
-        square: Whether pixels are made square, or left as the voxels are.
+        bits: Bits per pixel of the slices: 8 or 16.
+        square: Whether pixels are made square. Otherwise they have the shape of the voxels.
         anomalous: Values of masks that mean anomalous; `None` for all but 0.
-        min_content: Slices of which no larger share is not black are left out, unless they are anomalous; `None` keeps
-            all.
-        reading: How files are read that could be read in several ways.
+        min_content: Normal slices are left out if their share of pixels that are not black is not above this value;
+            `None` keeps all.
+        reading: How ambiguous files are read.
     """
 
     axis: Axis = "axial"
@@ -47,30 +47,30 @@ class Cutting:
 
 
 class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What the manifest says of a volume, from `volumes.jsonl`.
+    """The entry of a volume in the manifest, `volumes.jsonl`.
 
     Attributes:
-        volume: Its pseudonym.
-        patient: That of its patient.
-        state: A digest of the sizes and times of its files: whether they are still the same.
-        axis: Which slices follow one another along.
-        shape: Voxels along the stored axes.
-        codes: Sides that these run to.
-        spacing: Distances of voxels along them, in mm.
+        volume: Pseudonym of the volume.
+        patient: Pseudonym of its patient.
+        state: Digest of the sizes and times of its files, to detect changes.
+        axis: Axis along which slices follow one another.
+        shape: Number of voxels along the stored axes.
+        codes: Axis codes of the stored axes.
+        spacing: Voxel distances along the stored axes, in mm.
         affine: From voxel indices to RAS, in mm, `[4, 4]`.
-        space_code: What the geometry is of, as NIfTI counts.
+        space_code: NIfTI's code of the space of the geometry.
         obliquity: Largest angle of a stored axis to an anatomical one, in degrees.
-        modality: `CT`, `MR` …; empty if it is not known.
+        modality: `CT`, `MR` …; empty if unknown.
         low: Value that is black.
         high: Value that is white.
-        rule: Where these come from.
+        rule: Source of these values.
         slice_size: Height and width of the slices, in pixels.
         pixel_spacing: Distance of neighbouring rows and columns, in mm.
-        not_finite: Voxels without a finite value, which are black.
-        mask_values: Values that its masks hold, some at most; empty without masks.
+        not_finite: Number of voxels without a finite value, which are black.
+        mask_values: Values of its masks, up to a limit; empty without masks.
         has_mask: Whether there are masks.
-        indices: Of the slices that were written.
-        labels: Of these: 1 anomalous, 0 normal.
+        indices: Indices of the written slices.
+        labels: Labels of these slices: 1 anomalous, 0 normal.
     """
 
     volume: str
@@ -97,11 +97,11 @@ class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def cut(self) -> Cut:
-        """Returns how its slices are taken from its voxels."""
+        """Returns the cut of its slices from its voxels."""
         return Cut(Grid(self.shape, np.array(self.affine)), self.axis)
 
     def image(self, index: int) -> str:
-        """Returns the path of a slice, from the folder of the set."""
+        """Returns the path of a slice, relative to the folder of the set."""
         return f"images/{self.volume}/{self.axis}-{index:04d}.png"
 
     def mask(self, index: int) -> str:
@@ -109,35 +109,35 @@ class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True):
         return f"masks/{self.volume}/{self.axis}-{index:04d}.png"
 
     def notes(self) -> list[str]:
-        """Returns what is worth a line."""
+        """Returns the notes on the volume."""
         found = []
         if self.not_finite:
             found.append(f"{self.not_finite} voxels are NaN, infinite or padding: they are black")
         if self.has_mask and not any(self.labels):
             found.append("its mask marks nothing: all slices count as normal")
         if self.obliquity > 1:
-            found.append(f"its axes lie {self.obliquity:.1f}° off the patient's: slices follow its own axes")
+            found.append(f"its axes are {self.obliquity:.1f}° off the patient's: slices follow its own axes")
         if not self.modality and self.rule.startswith("percentiles") and self.low < LIKE_CT:
             found.append("its values look like CT: a window such as --window soft_tissue may be meant")
         return [f"{self.volume}: {note}" for note in found]
 
 
 def cut_volume(source: Source, names: tuple[str, str], state: str, out: Path, cutting: Cutting) -> VolumeRecord:
-    """Cuts a volume into slices and returns what there is to say of it.
+    """Cuts a volume into slices and returns its record.
 
     Args:
         source: The volume.
-        names: Its pseudonym, and that of its patient.
+        names: Pseudonyms of the volume and of its patient.
         state: See `VolumeRecord`.
         out: Folder of the set.
-        cutting: How it is cut.
+        cutting: How the volume is cut.
 
     Raises:
-        UserError: The volume or a mask cannot be read, they do not lie in one place, or the disk is full.
+        UserError: The volume or a mask cannot be read, their geometries differ, or the disk is full.
     """
     scratch = out / SCRATCH
     for place in (scratch, out / "images" / names[0], out / "masks" / names[0]):
-        shutil.rmtree(place, ignore_errors=True)  # what a run that was killed left
+        shutil.rmtree(place, ignore_errors=True)  # left by a killed run
     try:
         volume = open_volume(source, scratch / "volume", cutting.reading)
         masks = open_masks(source, volume.grid, cutting.anomalous, scratch, cutting.reading)
@@ -213,19 +213,19 @@ def _write(
 
 
 def _marked(drawn: np.ndarray, anomalous: tuple[int, ...] | None, values: set[int]) -> np.ndarray:
-    """Returns which pixels of a mask's slice are anomalous, and adds the values that it holds to those seen."""
+    """Returns the anomalous pixels of a mask's slice, and adds the values of the slice to those seen."""
     whole = np.rint(np.nan_to_num(drawn, posinf=0, neginf=0)).astype(np.int64)
     values.update(np.unique(whole).tolist() if len(values) < MOST_VALUES else ())
     return whole != 0 if anomalous is None else np.isin(whole, anomalous)
 
 
 def resized(picture: np.ndarray, size: tuple[int, int], nearest: bool = False) -> np.ndarray:
-    """Returns a slice `[h, w]` at another size: linear between pixels, as masks by the nearest, and smaller by means.
+    """Returns a slice `[h, w]` at another size: upsampled linearly, downsampled by means, or by the nearest pixel.
 
     Args:
         picture: The slice.
         size: Height and width.
-        nearest: Whether values are kept as they are.
+        nearest: Whether to use the nearest pixel, which keeps the values of masks.
     """
     if picture.shape == size:
         return picture

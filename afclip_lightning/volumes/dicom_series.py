@@ -1,4 +1,4 @@
-"""DICOM series, and objects with several frames, as volumes: frames in the order of their positions, never of files."""
+"""DICOM series and multi-frame objects as volumes. Frames are ordered by position, never by file."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 DICOM = "DICOM"
-ROUNDED = 0.01  # share of a step between slices, and mm per mm, that headers are rounded to
+ROUNDED = 0.01  # rounding of headers: share of a step between slices, and mm per mm
 KNOWN_BY = (
     "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID", "PatientID", "Modality", "Rows", "Columns",
     "NumberOfFrames", "ReferencedSeriesSequence",
 )  # fmt: skip
-"""What is read of all headers. Names, dates and institutions are not among it."""
+"""Tags that are read of all headers. Names, dates and institutions are not among them."""
 TAGS = (
     "Modality", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "PixelSpacing",
     "ImagePositionPatient", "ImageOrientationPatient", "RescaleSlope", "RescaleIntercept", "PixelPaddingValue",
@@ -32,7 +32,7 @@ TAGS = (
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "SegmentSequence", "SegmentationType",
     "MaximumFractionalValue",
 )  # fmt: skip
-"""What is read of the headers of a volume that is opened."""
+"""Tags that are read of the headers of an opened volume."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,13 +40,13 @@ class Frame:
     """One frame of a series.
 
     Attributes:
-        path: Its file.
-        number: Its place in the file, from 0.
-        affine: `[4, 3]`, LPS, mm: what a column, a row and the origin are in the patient.
+        path: File of the frame.
+        number: Number in the file, from 0.
+        affine: `[4, 3]`, LPS, in mm: the steps of a column and of a row, and the origin, in the patient.
         shape: Rows and columns.
-        slope: Of the rescaling.
-        intercept: Of the rescaling.
-        segment: Number of the segment that it shows; 0 in an image.
+        slope: Slope of the rescaling.
+        intercept: Intercept of the rescaling.
+        segment: Number of its segment; 0 in an image.
     """
 
     path: Path
@@ -60,17 +60,17 @@ class Frame:
 
 @dataclass(frozen=True)
 class Header:
-    """What tells which volume a DICOM file belongs to. None of it is ever written, printed or logged.
+    """The facts that identify the volume of a DICOM file. They are never written, printed or logged.
 
     Attributes:
         path: The file.
-        series: The series.
-        frame: The space that it lies in (frame of reference).
-        patient: What tells patients apart; where the ID was removed, the study.
+        series: Identity of the series.
+        frame: Identity of its space (frame of reference).
+        patient: Identity of the patient; of the study if the ID was removed.
         is_image: Whether it has pixels of an image.
         is_segmentation: Whether it holds segments.
-        frames: How many it holds.
-        drawn_on: Of a segmentation, the series that it says that it was drawn on.
+        frames: Number of frames.
+        drawn_on: Series that a segmentation refers to.
     """
 
     path: Path
@@ -89,8 +89,8 @@ class DicomFile:
 
     Attributes:
         path: The file.
-        data: What `TAGS` names of the header.
-        syntax: How its pixels are written (transfer syntax).
+        data: Fields of the header that `TAGS` names.
+        syntax: Encoding of its pixels (transfer syntax).
     """
 
     path: Path
@@ -106,7 +106,7 @@ def open_file(path: Path, tags: Sequence[str] = TAGS) -> DicomFile:
     """Returns a DICOM file with its header.
 
     Raises:
-        DatasetError: It cannot be read, or pydicom is not installed.
+        DatasetError: The file cannot be read, or pydicom is not installed.
     """
     try:
         from pydicom import dcmread
@@ -118,10 +118,10 @@ def open_file(path: Path, tags: Sequence[str] = TAGS) -> DicomFile:
 
 
 def read_header(path: Path) -> Header:
-    """Returns which volume a DICOM file belongs to.
+    """Returns the header that identifies the volume of a DICOM file.
 
     Raises:
-        DatasetError: It cannot be read, or pydicom is not installed.
+        DatasetError: The file cannot be read, or pydicom is not installed.
     """
     file = open_file(path, KNOWN_BY)
     with silenced(path, DICOM):
@@ -140,14 +140,14 @@ def read_header(path: Path) -> Header:
 
 
 def frames_of(file: DicomFile) -> list[Frame]:
-    """Returns the frames of a file with their places in the patient.
+    """Returns the frames of a file with their positions in the patient.
 
     Raises:
-        DatasetError: The header does not say where they lie, or the file is encrypted.
+        DatasetError: The header does not state their positions, or the file is encrypted.
     """
     data, path = file.data, file.path
     if data.get("EncryptedAttributesSequence") and "ImagePositionPatient" not in data and not _groups(data):
-        raise DatasetError(f"{path}: its header is encrypted. Ask whoever exported it for a de-identified copy.")
+        raise DatasetError(f"{path}: its header is encrypted. Ask the person who exported it for a de-identified copy.")
     with silenced(path, DICOM):
         shape, count = (int(data.Rows), int(data.Columns)), int(data.get("NumberOfFrames") or 1)
         groups = _groups(data)
@@ -176,7 +176,7 @@ def _inner(group: "Dataset") -> list["Dataset"]:
 
 
 def _placed(path: Path, places: Iterable["Dataset"]) -> np.ndarray:
-    """Returns the columns of an affine `[4, 3]`, from where a frame's position, orientation and spacing stand."""
+    """Returns the columns of an affine `[4, 3]`, from the items with a frame's position, orientation and spacing."""
     names = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
     found = {name: place.get(name) for place in places for name in names if place.get(name) is not None}
     lacking = [name for name, count in names.items() if len(np.atleast_1d(found.get(name, ()))) != count]
@@ -202,17 +202,17 @@ def _scale(places: Iterable["Dataset"]) -> tuple[float, float]:
 
 
 def open_series(files: Sequence[DicomFile], scratch: Path) -> Volume:
-    """Returns the volume of a series: its frames by their positions, rescaled to their unit, float32.
+    """Returns the volume of a series: its frames ordered by position, rescaled to their unit, float32.
 
-    Padding, as the files name it, becomes NaN: there was nothing to see.
+    Padding as declared by the files becomes NaN, because it holds no image.
 
     Args:
         files: All files of one series.
-        scratch: A folder for the voxels.
+        scratch: Folder for the voxels.
 
     Raises:
-        UserError: Slices are missing, lie twice in one place, are unevenly spaced or tilted, differ in size or
-            orientation, or cannot be decoded.
+        UserError: Slices are missing, duplicated, unevenly spaced or tilted, differ in size or orientation, or cannot
+            be decoded.
     """
     name = _name(files)
     frames = [frame for file in files for frame in frames_of(file)]
@@ -237,10 +237,10 @@ def _name(files: Sequence[DicomFile]) -> str:
 
 
 def ordered(frames: Sequence[Frame], name: str) -> tuple[list[Frame], Grid]:
-    """Returns frames in the order of their positions, and the grid of the volume that they are.
+    """Returns frames in the order of their positions, and the grid of their volume.
 
     Raises:
-        DatasetError: They are none.
+        DatasetError: The frames are not a volume.
     """
     first = frames[0]
     if len({frame.shape for frame in frames}) > 1:
@@ -290,16 +290,16 @@ def ordered(frames: Sequence[Frame], name: str) -> tuple[list[Frame], Grid]:
 
 
 def check_readable(file: DicomFile) -> None:
-    """Refuses pixels that cannot be decoded, or are no values of a scan.
+    """Raises if the pixels cannot be decoded, or are not values of a scan.
 
     Raises:
-        DatasetError: Says what is missing.
+        DatasetError: The pixels cannot be used. The message names the missing package, if any.
     """
     from pydicom.pixels import get_decoder
 
     if file.get("SamplesPerPixel") not in ("", "1") or file.get("PhotometricInterpretation") == "MONOCHROME1":
         raise DatasetError(
-            f"{file.path}: holds colours, or grey with white as 0, and no values of a scan. Leave it out."
+            f"{file.path}: holds colours, or grey with white as 0, and not the values of a scan. Leave it out."
         )
     with silenced(file.path, DICOM):
         if file.syntax.is_compressed and not file.syntax.is_deflated and not get_decoder(file.syntax).is_available:
@@ -314,10 +314,10 @@ def pixels(file: DicomFile, count: int) -> Iterator[np.ndarray]:
 
     Args:
         file: The file.
-        count: How many frames it has.
+        count: Number of its frames.
 
     Raises:
-        DatasetError: They cannot be decoded, or are not those that the header says.
+        DatasetError: The frames cannot be decoded, or do not match the header.
     """
     frames = _decoded(file)
     for number in range(count + 1):
@@ -335,7 +335,7 @@ def _decoded(file: DicomFile) -> Iterator[np.ndarray]:
     from pydicom.pixels import iter_pixels
 
     if file.data.BitsAllocated == 1 and not file.syntax.is_encapsulated:
-        # pydicom 3.0 cuts such frames off where one does not end with a byte
+        # pydicom 3.0 truncates such frames if a frame does not end at a byte
         rows, columns, count = int(file.data.Rows), int(file.data.Columns), int(file.data.get("NumberOfFrames") or 1)
         bits = np.frombuffer(dcmread(file.path).PixelData, np.uint8)
         for start in range(0, count * rows * columns, rows * columns):

@@ -1,4 +1,4 @@
-"""Which volumes lie in a folder, which masks are theirs, and whose they are; opens headers of DICOM files only."""
+"""Finds the volumes of a folder, their masks and their patients. It opens only the headers of DICOM files."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from afclip_runtime.images.find import DICOM_BY_CONTENT, OTHER_NAMES, VOLUME_SUF
 from afclip_runtime.images.reader import DICOM_SUFFIXES, is_dicom
 
 MASK_ENDS = re.compile(r"[_.-](?:seg|segmentation|mask|masks|label|labels|gt)$", re.IGNORECASE)
-FIRST_CHANNEL = "_0000"  # what nnU-Net puts behind the name of a volume, and not of its mask
+FIRST_CHANNEL = "_0000"  # nnU-Net's suffix of the name of a volume, which the name of its mask lacks
 OTHER_DICOM = "left out: {files} with neither images nor segments, as RTSTRUCT and reports are; the first is {first}"
 NO_DICOM = (
     "left out: {files} beside DICOM series that begin neither as DICOM does nor as a slice that was cut off; the first "
@@ -28,14 +28,14 @@ class Tree:
     """A layout that is recognised by the names of its files.
 
     Attributes:
-        name: What it is called.
-        volume: What the names of volumes are, without suffix; `key` is what a mask has in common with its volume.
-        mask: What the names of masks are.
-        modality: Of its volumes.
-        window: In place of `auto`.
+        name: Name of the layout.
+        volume: Pattern of the names of volumes, without suffix. `key` is the part that a mask shares with its volume.
+        mask: Pattern of the names of masks.
+        modality: Modality of its volumes.
+        window: Window that replaces `auto`.
         anomalous: Values of masks that mean anomalous; `None` for all but 0.
-        sequence: Which of several images of one scan is read, as the files call it; empty where there is one.
-        patient: What of a key is the patient's; the rest are visits.
+        sequence: Which of several images of one scan is read, as named in the files; empty if there is one.
+        patient: Pattern of the part of a key that names the patient. The rest names visits.
     """
 
     name: str
@@ -69,14 +69,14 @@ class Source:
 
     Attributes:
         files: Its file, or the files of its series.
-        patient: What tells its patient from others; never written.
+        patient: Identity of its patient; never written.
         masks: Files of its masks.
         is_dicom: Whether it is a DICOM series or object.
-        segmentations: DICOM segmentations of it.
-        modality: What its layout says; empty if nothing does.
-        series: Of DICOM files, what tells their series from others; never written.
-        frame: Likewise, the space that they lie in.
-        frames: Of DICOM files, how many there are in all.
+        segmentations: Its DICOM segmentations.
+        modality: Modality of its layout; empty if unknown.
+        series: Identity of the series of DICOM files; never written.
+        frame: Identity of the space of DICOM files; never written.
+        frames: Number of frames of DICOM files in all.
     """
 
     files: tuple[Path, ...]
@@ -91,19 +91,19 @@ class Source:
 
     @property
     def name(self) -> str:
-        """Returns what messages call it."""
+        """Returns the name of the volume in messages."""
         return str(self.files[0] if len(self.files) == 1 else self.files[0].parent)
 
 
 @dataclass(frozen=True)
 class Sources:
-    """What lies in a folder.
+    """The volumes of a folder.
 
     Attributes:
         volumes: The volumes, sorted by path.
-        tree: The layout that was recognised, or `None`.
+        tree: Layout that was recognised, or `None`.
         told_by: How patients were told apart, in words.
-        notes: What else is worth a line.
+        notes: Further notes, one line each.
     """
 
     volumes: list[Source]
@@ -113,14 +113,14 @@ class Sources:
 
 
 def stem(path: Path) -> str:
-    """Returns the name of a volume's file without its suffix, in composed form."""
+    """Returns the name of a volume's file without its suffix, in composed Unicode form."""
     name = path.name
     cut = next((suffix for suffix in (".nii.gz", *VOLUME_SUFFIXES) if name.lower().endswith(suffix)), path.suffix)
     return normal_form(name[: len(name) - len(cut)])
 
 
 def is_volume_file(path: Path) -> bool:
-    """Returns whether a file has the suffix of one that holds a volume."""
+    """Returns whether a file has the suffix of a volume file."""
     return path.name.lower().endswith(VOLUME_SUFFIXES)
 
 
@@ -134,15 +134,16 @@ def find_volumes(
     """Returns the volumes of a folder, or of a file, with their masks.
 
     Args:
-        folder: Where they lie.
-        masks: Where masks lie; by default beside the volumes, with `_seg`, `_mask`, `_label` … behind their names.
-        leave_out: Folders that are not stepped into.
-        patients: A table with the columns `volume` (a path from `folder`) and `patient`.
-        sequence: Which images of BraTS are read; FLAIR by default.
+        folder: Folder of the volumes.
+        masks: Folder of the masks. By default they are beside the volumes, with `_seg`, `_mask`, `_label` … after their
+            names.
+        leave_out: Folders that are not searched.
+        patients: Table with the columns `volume` (a path relative to `folder`) and `patient`.
+        sequence: Sequence of BraTS to read; FLAIR by default.
 
     Raises:
-        DatasetError: A mask has no volume, or several; two files are of one scan; a sequence is asked for where there
-            are none; or a file cannot be read.
+        DatasetError: A mask has no volume, or several; two files belong to one scan; a sequence is given for files
+            without sequences; or a file cannot be read.
     """
     found = _files(folder, [*leave_out, *([masks] if masks and masks.resolve() != folder.resolve() else [])])
     apart = _files(masks, leave_out) if masks and masks.resolve() != folder.resolve() else []
@@ -151,14 +152,13 @@ def find_volumes(
     tree = next((tree for tree in TREES if _is(tree, files, mask_files)), None)
     if sequence and not (tree and tree.sequence):
         raise DatasetError(
-            f"--sequence {sequence}: only BraTS's files, all of whose names are as BraTS has them, are of sequences. "
-            "Leave it out."
+            f"--sequence {sequence}: only BraTS's files have sequences, and all names must follow BraTS. Leave it out."
         )
     series, segmentations, others = _dicom([path for path in (*found, *apart) if not is_volume_file(path)])
     if tree:
         volumes = _of_tree(tree, files, mask_files, sequence)
     else:
-        beside = files if folder.is_dir() else ()  # a file that is named alone is meant
+        beside = files if folder.is_dir() else ()  # a single named file is meant by itself
         rest = [*mask_files, *(path for path in beside if MASK_ENDS.search(stem(path)))]
         volumes = [Source((path,)) for path in files if path not in set(rest)]
         volumes = _with_masks([*volumes, *series], rest, folder, masks or folder)
@@ -170,10 +170,10 @@ def find_volumes(
 
 
 def _files(place: Path, leave_out: Collection[Path]) -> list[Path]:
-    """Returns the files below a folder that hold volumes or DICOM, sorted by path; hidden ones are left out.
+    """Returns the files below a folder that hold volumes or DICOM, sorted by path, without hidden ones.
 
     Raises:
-        DatasetError: See `walk_folders`; or a file cannot be read whose name does not say what it is.
+        DatasetError: A file cannot be read and its name does not tell its kind. See also `walk_folders`.
     """
     if place.is_file():
         return [place] if _is_read(place) else []
@@ -187,7 +187,7 @@ def _is_read(path: Path) -> bool:
     """Returns whether a file holds a volume or DICOM.
 
     Raises:
-        DatasetError: Its name does not say so, and it cannot be read: a slice would be missing in silence.
+        DatasetError: The name does not tell, and the file cannot be read: a slice could be missing silently.
     """
     if is_volume_file(path) or path.suffix.lower() in DICOM_SUFFIXES:
         return True
@@ -199,20 +199,20 @@ def _is_read(path: Path) -> bool:
 
 
 def _may_be_dicom(path: Path) -> bool:
-    """Returns whether the name leaves open what a file is."""
+    """Returns whether the name of a file does not tell its kind."""
     unnamed = not path.suffix or path.suffix[1:].isdigit() or path.suffix.lower() in DICOM_BY_CONTENT
     return unnamed and path.name.lower() not in OTHER_NAMES
 
 
 def _no_dicom(series: Iterable[Source]) -> list[Path]:
-    """Returns the files beside those of series that may have been meant, and do not begin as DICOM does."""
+    """Returns files beside those of series that do not begin like DICOM, but may have been meant as slices."""
     beside = {path for source in series for folder in {f.parent for f in source.files} for path in folder.iterdir()}
     meant = (path for path in beside if _may_be_dicom(path) and path.is_file() and not path.name.startswith("."))
     return sorted(path for path in meant if not is_dicom(first_bytes(path)))
 
 
 def _is(tree: Tree, files: Sequence[Path], masks: Sequence[Path]) -> bool:
-    """Returns whether all files have names of a layout, and some of them those of volumes."""
+    """Returns whether all files have names of a layout, and some are names of volumes."""
     names = [stem(path).lower() for path in (*files, *masks)]
     volumes = [name for name in names if tree.volume.fullmatch(name)]
     return bool(volumes) and all(tree.volume.fullmatch(name) or tree.mask.fullmatch(name) for name in names)
@@ -222,7 +222,7 @@ def _of_tree(tree: Tree, files: Iterable[Path], apart: Iterable[Path], sequence:
     """Returns the volumes of a layout, with their masks.
 
     Raises:
-        DatasetError: Two have one name, a mask has no volume, or there is no image of the sequence.
+        DatasetError: Two volumes have the same name, a mask has no volume, or the sequence has no image.
     """
     wanted = ALIKE.get(sequence or tree.sequence, (sequence or tree.sequence,))
     volumes: dict[str, Path] = {}
@@ -254,7 +254,7 @@ def _of_tree(tree: Tree, files: Iterable[Path], apart: Iterable[Path], sequence:
 
 
 def _with_masks(volumes: Sequence[Source], masks: Sequence[Path], root: Path, mask_root: Path) -> list[Source]:
-    """Returns volumes with the masks of their names: in an equal folder, or else anywhere, if the name is the only one.
+    """Returns volumes with the masks of the same name, in the same relative folder, or anywhere if the name is unique.
 
     Raises:
         DatasetError: A mask has no volume, or several.
@@ -310,10 +310,10 @@ def _dicom(paths: Iterable[Path]) -> tuple[list[Source], list[Header], list[Path
 
 
 def _with_segmentations(volumes: Sequence[Source], found: Iterable[Header]) -> list[Source]:
-    """Returns volumes with the segmentations that were drawn on them: by their series, or else by their space.
+    """Returns volumes with the segmentations that were drawn on them, matched by series, or otherwise by space.
 
     Raises:
-        DatasetError: A segmentation is of none of the volumes, or of several.
+        DatasetError: A segmentation matches none of the volumes, or several.
     """
     given: dict[int, list[Path]] = {}
     for header in found:
@@ -330,13 +330,13 @@ def _with_segmentations(volumes: Sequence[Source], found: Iterable[Header]) -> l
 
 
 def _with_patients(found: Sources, root: Path, table: Path | None) -> Sources:
-    """Returns sources that know whose they are.
+    """Returns sources with their patients.
 
-    That is what the table says; or else the ID of DICOM files, `sub-…` of BIDS, the layout's; or else the first folder
-    that volumes do not share, and where they all lie in one, each is taken for a patient of its own.
+    Patients come from the table; otherwise from the ID of DICOM files, `sub-…` of BIDS or the layout; otherwise from
+    the first folder that differs between volumes. If all volumes are in one folder, each counts as one patient.
 
     Raises:
-        DatasetError: The table does not name each volume, or one twice.
+        DatasetError: The table lacks a volume, or names one twice.
     """
     if table is not None:
         owners = _owners(table)

@@ -1,7 +1,7 @@
-"""Where the voxels of a volume lie in the patient, and how slices along an anatomical axis are taken from them.
+"""The position of voxels in the patient, and slices along an anatomical axis.
 
 World axes run to the right, to the front and to the head of the patient (RAS), in mm. The stored axes of a volume run
-along any of them, either way: 48 orders, which axis codes such as `RAS` and `LPI` name.
+along them in any order and direction. Axis codes such as `RAS` and `LPI` name these 48 cases.
 """
 
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ from afclip_runtime.errors import DatasetError
 
 Axis = Literal["axial", "coronal", "sagittal"]
 AXES: tuple[Axis, ...] = get_args(Axis)
-WORLD: dict[Axis, int] = {"sagittal": 0, "coronal": 1, "axial": 2}  # the world axis that slices follow one another on
+WORLD: dict[Axis, int] = {"sagittal": 0, "coronal": 1, "axial": 2}  # world axis along which slices follow one another
 INSTALL = "pip install 'afclip_lightning[medical]'"
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM's and ITK's world, in which x runs to the left and y to the back
-SAME = 0.1  # of a voxel's shortest side: corners of two grids may lie that far apart, as rounded files do
-EVEN = 0.01  # share by which two sides of a pixel may differ and count as equal
+SAME = 0.1  # tolerance between the corners of two grids, as share of a voxel's shortest side, because files are rounded
+EVEN = 0.01  # largest relative difference of two sides of a pixel that count as equal
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,11 +26,11 @@ class Grid:
     """The grid of a volume's voxels.
 
     Attributes:
-        shape: Voxels along the three stored axes.
-        affine: `[4, 4]`, float64, from the indices of a voxel to the place of its centre, in RAS and mm.
+        shape: Number of voxels along the three stored axes.
+        affine: `[4, 4]`, float64, from the indices of a voxel to the position of its centre, in RAS and mm.
 
     Raises:
-        DatasetError: The affine is not finite, or has no volume.
+        DatasetError: The affine is not finite, or is singular.
     """
 
     shape: tuple[int, int, int]
@@ -42,7 +42,7 @@ class Grid:
 
     @cached_property
     def directions(self) -> tuple[tuple[int, int], ...]:
-        """Returns for each stored axis the nearest world axis (0, 1, 2), and 1 or -1: with it, or against it."""
+        """Returns the nearest world axis (0, 1, 2) of each stored axis, and 1 along it or -1 against it."""
         try:
             from nibabel.orientations import io_orientation
         except ImportError as error:
@@ -51,7 +51,7 @@ class Grid:
 
     @property
     def codes(self) -> str:
-        """Returns the axis codes: the letter of the side that each stored axis runs to."""
+        """Returns the axis codes: a letter per stored axis for the side that it runs to."""
         return "".join(("LR", "PA", "IS")[axis][sign > 0] for axis, sign in self.directions)
 
     @property
@@ -82,7 +82,7 @@ class Grid:
         return Grid((first, second, third), affine)
 
     def difference(self, other: "Grid") -> str:
-        """Returns in words how another grid differs from this, but for the order of its axes; empty if it does not."""
+        """Returns a text on the difference to another grid, apart from the order of axes; empty without difference."""
         mine, its = self.turned, other.turned
         if mine.shape != its.shape:
             return f"{_by(mine.shape)} voxels (R × A × S) and {_by(its.shape)}"
@@ -93,7 +93,7 @@ class Grid:
         return ""
 
     def apart(self, other: "Grid") -> float:
-        """Returns the largest distance of equal voxels of this grid and one of the same shape, in mm."""
+        """Returns the largest distance between corresponding voxels of this grid and one of the same shape, in mm."""
         ends = [(0, size - 1) for size in self.shape]
         corners = np.array([[x, y, z, 1] for x in ends[0] for y in ends[1] for z in ends[2]]).T
         return float(np.linalg.norm(((self.affine - other.affine) @ corners)[:3], axis=0).max())
@@ -103,7 +103,7 @@ def named_grid(path: object, shape: tuple[int, int, int], affine: np.ndarray) ->
     """Returns the grid of a file.
 
     Raises:
-        DatasetError: It is none; names the file.
+        DatasetError: The grid is invalid. The message names the file.
     """
     try:
         return Grid(shape, affine)
@@ -117,14 +117,14 @@ def _by(values: tuple[float, ...]) -> str:
 
 @dataclass(frozen=True)
 class Cut:
-    """How slices along an anatomical axis are taken from a grid, whatever the order of its stored axes.
+    """Slices along an anatomical axis of a grid, for any order of its stored axes.
 
-    Slice 0 is the lowest (axial), the hindmost (coronal) or the leftmost (sagittal) one. A slice is seen as
-    radiologists see it: front or head at the top, the patient's right, or the front, at the left.
+    Slice 0 is the lowest (axial), the hindmost (coronal) or the leftmost (sagittal) one. A slice is shown in the
+    radiological view: front or head at the top; the patient's right, or the front, at the left.
 
     Attributes:
         grid: The grid.
-        axis: The anatomical axis; of an oblique grid the stored axis that is nearest to it.
+        axis: The anatomical axis. In an oblique grid the nearest stored axis is used.
     """
 
     grid: Grid
@@ -132,7 +132,7 @@ class Cut:
 
     @property
     def stored(self) -> int:
-        """Returns the stored axis that slices follow one another on."""
+        """Returns the stored axis along which slices follow one another."""
         return next(s for s, (axis, _) in enumerate(self.grid.directions) if axis == WORLD[self.axis])
 
     @property
@@ -141,20 +141,20 @@ class Cut:
         return self.grid.shape[self.stored]
 
     def voxel(self, index: int) -> int:
-        """Returns the index along the stored axis of a slice; and of such an index the slice."""
+        """Returns the index of a slice along the stored axis. It also maps such an index back to the slice."""
         return index if self.grid.directions[self.stored][1] > 0 else self.count - 1 - index
 
     def upright(self, plane: np.ndarray) -> np.ndarray:
-        """Returns a plane of the stored voxels as it is seen, `[H, W]`.
+        """Returns a plane of the stored voxels in upright view, `[H, W]`.
 
         Args:
-            plane: `[b, a]`, along the other two stored axes: of the two, b is the later one.
+            plane: `[b, a]`, along the other two stored axes, where b is the later one.
         """
         turned, rows, columns = self._turns
         return (plane.T if turned else plane)[:: -1 if rows else 1, :: -1 if columns else 1]
 
     def lying(self, picture: np.ndarray) -> np.ndarray:
-        """Returns a slice `[H, W]` as it is stored, `[b, a]`: what `upright` undoes."""
+        """Returns a slice `[H, W]` in stored order, `[b, a]`: the inverse of `upright`."""
         turned, rows, columns = self._turns
         plane = picture[:: -1 if rows else 1, :: -1 if columns else 1]
         return plane.T if turned else plane
@@ -175,7 +175,7 @@ class Cut:
 
     @property
     def square(self) -> tuple[int, int]:
-        """Returns height and width of a slice with square pixels: the coarser side is cut as fine as the other."""
+        """Returns height and width of a slice with square pixels, at the finer of the two spacings."""
         (height, width), (rows, columns) = self.shape, self.spacing
         if abs(rows - columns) <= EVEN * min(rows, columns):
             return height, width
@@ -189,7 +189,7 @@ class Cut:
 
     @property
     def _turns(self) -> tuple[bool, bool, bool]:
-        """Returns whether a plane is transposed, and then its rows and its columns are turned round."""
+        """Returns whether a plane is transposed, and whether its rows and columns are then reversed."""
         (late, late_sign), (early, early_sign) = (self.grid.directions[stored] for stored in self._others)
         turned = late < early  # rows run along the later world axis, to the back or the feet
         rows, columns = (early_sign, late_sign) if turned else (late_sign, early_sign)

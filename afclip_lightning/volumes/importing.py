@@ -1,4 +1,4 @@
-"""Many volumes into a set of slices: pseudonyms, splits by patients, the manifest; interrupted, it goes on."""
+"""Imports many volumes as a set of slices: pseudonyms, splits by patients, the manifest. A stopped import resumes."""
 
 import hashlib
 import json
@@ -25,19 +25,19 @@ from afclip_runtime.files import (
     write_text,
 )
 
-VOLUMES = "volumes.jsonl"  # a line per volume, as each is done
+VOLUMES = "volumes.jsonl"  # one line per finished volume
 SETTINGS = "import.json"
-NAMES = "names.csv"  # who is who; only if it was asked for
+NAMES = "names.csv"  # files by pseudonym; written only on request
 
 
 @dataclass(frozen=True)
 class Done:
-    """What an import did.
+    """The result of an import.
 
     Attributes:
-        records: All volumes of the set.
-        new: How many this run cut.
-        failed: A sentence on each that could not be read, by its name.
+        records: Records of all volumes of the set.
+        new: Number of volumes that this run cut.
+        failed: Problem of each unreadable volume, by its name.
     """
 
     records: list[VolumeRecord]
@@ -46,7 +46,7 @@ class Done:
 
 
 def pseudonyms(sources: Sequence[Source]) -> list[tuple[str, str]]:
-    """Returns what each volume and its patient are called: numbers, in the order of the volumes."""
+    """Returns the pseudonyms of each volume and its patient: numbers, in the order of the volumes."""
     patients: dict[str, str] = {}
     for source in sources:
         patients.setdefault(source.patient, f"patient-{len(patients) + 1:04d}")
@@ -54,7 +54,7 @@ def pseudonyms(sources: Sequence[Source]) -> list[tuple[str, str]]:
 
 
 def state_of(source: Source) -> str:
-    """Returns a digest of the sizes and times of a volume's files: nothing of their names.
+    """Returns a digest of the sizes and times of a volume's files. It does not include their names.
 
     Raises:
         UserError: A file is gone.
@@ -70,16 +70,16 @@ def state_of(source: Source) -> str:
 
 
 def settings_of(cutting: Cutting) -> dict[str, Any]:
-    """Returns how volumes are cut, as plain values."""
+    """Returns the settings of the cutting as plain values."""
     values = parse_json(json.dumps(asdict(cutting)), dict[str, Any], "settings")
     return {**values, **values.pop("reading")}
 
 
 def check_same(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Writes how volumes are cut, and refuses a folder in which some were cut otherwise.
+    """Writes the settings of the cutting, and raises if volumes of the folder were cut with others.
 
     Raises:
-        UserError: It was, or cannot be written.
+        UserError: Volumes were cut with other settings, or the file cannot be written.
     """
     path = folder / SETTINGS
     if (folder / VOLUMES).exists() and path.exists():
@@ -100,18 +100,18 @@ def cut_all(
     skip: bool,
     progress: Callable[[Iterable[int]], Iterable[int]],
 ) -> Done:
-    """Cuts volumes that are not cut yet. After each, the manifest has it, so that a run that was stopped goes on.
+    """Cuts the volumes that are not cut yet. Each is added to the manifest at once, so that a stopped run can resume.
 
     Args:
         sources: The volumes.
-        names: What each and its patient are called.
+        names: Pseudonyms of each volume and its patient.
         out: Folder of the set.
-        cutting: How they are cut.
-        skip: Whether a volume that cannot be read costs a sentence, and not the run.
-        progress: Is given the numbers of the volumes, and shows how far it is.
+        cutting: How the volumes are cut.
+        skip: Whether an unreadable volume is reported without ending the run.
+        progress: Wraps the numbers of the volumes, and shows its progress.
 
     Raises:
-        UserError: A volume cannot be read, or is another one than in an earlier run, or the disk is full.
+        UserError: A volume cannot be read or differs from that of an earlier run, or the disk is full.
     """
     path = out / VOLUMES
     before = {record.volume: record for record in read_volumes(path)} if path.exists() else {}
@@ -152,15 +152,15 @@ def read_volumes(path: Path) -> list[VolumeRecord]:
 
 
 def splits(patients: Iterable[str], train_share: float, seed: int) -> dict[str, Split]:
-    """Returns the split of each patient; all volumes and slices of one are in it.
+    """Returns the split of each patient, which holds all volumes and slices of the patient.
 
     Args:
-        patients: Their pseudonyms.
-        train_share: Share of the patients that go to `train`, at least one and not all, unless it is 0.
-        seed: Chooses which. The choice is the same on every machine.
+        patients: Pseudonyms of the patients.
+        train_share: Share of the patients in `train`. Unless it is 0, at least one patient is in each split.
+        seed: Seed of the selection, which is the same on every machine.
 
     Raises:
-        UserError: One patient cannot be split.
+        UserError: There is only one patient.
     """
     known = sorted(set(patients))
     if train_share and len(known) < 2:
@@ -171,16 +171,16 @@ def splits(patients: Iterable[str], train_share: float, seed: int) -> dict[str, 
 
 
 def write_slices(out: Path, records: Sequence[VolumeRecord], split_of: Mapping[str, Split], category: str) -> None:
-    """Writes the manifest of slices: a line per slice, sorted by volume and index.
+    """Writes the manifest of slices: one line per slice, sorted by volume and index.
 
     Args:
         out: Folder of the set.
-        records: The volumes.
-        split_of: The split of each patient.
-        category: Of all of them.
+        records: Records of the volumes.
+        split_of: Split of each patient.
+        category: Category of all slices.
 
     Raises:
-        UserError: It cannot be written.
+        UserError: The file cannot be written.
     """
     rows = []
     for record in records:
@@ -205,10 +205,10 @@ def write_slices(out: Path, records: Sequence[VolumeRecord], split_of: Mapping[s
 
 
 def write_names(out: Path, sources: Sequence[Source]) -> None:
-    """Writes which file each volume was cut from, for those who may know it, readable by the owner alone.
+    """Writes the file names of the volumes by pseudonym, readable by the owner only.
 
     Raises:
-        UserError: It cannot be written.
+        UserError: The file cannot be written.
     """
     rows = [[*names, source.name] for names, source in zip(pseudonyms(sources), sources, strict=True)]
     path = out / NAMES

@@ -1,4 +1,4 @@
-"""Maps of slices, put back into the frame of their volume."""
+"""Stacks the maps of slices into a map with the geometry of their volume."""
 
 import shutil
 from contextlib import suppress
@@ -14,25 +14,25 @@ from afclip_runtime.images.maps import read_map
 
 DTYPE = np.dtype("<f4")
 NIFTI = "nifti"  # folder of the maps
-HELD_MAPS = ".slices"  # in it, of the maps of slices, until their volume is complete
+HELD_MAPS = ".slices"  # subfolder for the maps of slices, until their volume is complete
 
 
 def map_path(folder: Path, index: int) -> Path:
-    """Returns where the map of a slice is kept until its volume is complete."""
+    """Returns the path of the map of a slice, which exists until its volume is complete."""
     return folder / f"{index:04d}.npy"
 
 
 def put_back(record: VolumeRecord, folder: Path, path: Path, work: Path) -> None:
-    """Writes the maps of a volume's slices as one NIfTI file: of its shape, affine and order of axes, float32.
+    """Writes the maps of a volume's slices as one NIfTI file with its shape, affine and order of axes, float32.
 
-    A slice whose pixels were made square gets back to its voxels by the mean of the pixels of each; any other value for
-    value. The maps of the slices are removed then; where they are gone already, and the file is there, nothing is done.
+    If pixels were made square, the value of a voxel is the mean of its pixels. Otherwise each pixel is a voxel. The
+    maps of the slices are then removed. If they are gone already and the file exists, nothing is done.
 
     Args:
-        record: How the volume was cut.
-        folder: Of the maps of its slices, see `map_path`.
-        path: The file, `.nii.gz`.
-        work: A folder for what is between.
+        record: Record of how the volume was cut.
+        folder: Folder of the maps of its slices; see `map_path`.
+        path: File to write, `.nii.gz`.
+        work: Folder for temporary files.
 
     Raises:
         UserError: A map is missing, or the disk is full.
@@ -55,5 +55,5 @@ def put_back(record: VolumeRecord, folder: Path, path: Path, work: Path) -> None
     finally:
         shutil.rmtree(raw.path.parent, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
-    with suppress(OSError):  # other volumes' maps are there
+    with suppress(OSError):  # it holds maps of other volumes
         folder.parent.rmdir()

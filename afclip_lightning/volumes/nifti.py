@@ -1,4 +1,4 @@
-"""NIfTI files, 1 and 2, compressed or not; and maps written as such."""
+"""Reads NIfTI-1 and NIfTI-2 files, compressed or not, and writes maps as NIfTI."""
 
 import gzip
 from pathlib import Path
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
     from nibabel.nifti1 import Nifti1Header
 
 GZIP_MARK = b"\x1f\x8b"
-APART = 0.5  # of a voxel's shortest side: two geometries of a file that lie farther apart disagree
+APART = 0.5  # largest distance of two agreeing geometries of a file, as share of a voxel's shortest side
 
 
 def open_nifti(path: Path, scratch: Path, reading: Reading) -> Volume:
     """Returns the volume of a NIfTI file.
 
-    A scale of 0 or NaN means none, as the standard has it. Where the file has two geometries (sform and qform) that lie
-    less than half a voxel apart, the sform counts.
+    A scale of 0 or NaN means no scaling, as in the standard. If the file has two geometries (sform and qform) less than
+    half a voxel apart, the sform is used.
 
     Args:
         path: The file.
-        scratch: A folder for what a compressed file holds.
-        reading: How it is read where there are several ways.
+        scratch: Folder for the contents of a compressed file.
+        reading: How an ambiguous file is read.
 
     Raises:
-        UserError: It cannot be read, is cut off, has several volumes, colours or complex numbers, or nothing says how
-            its axes lie.
+        UserError: The file cannot be read or is truncated, it has several volumes, colours or complex numbers, or the
+            orientation of its axes is unknown.
     """
     with open_regular(path, error=DatasetError) as file:
         packed = file.read(2) == GZIP_MARK
@@ -81,7 +81,7 @@ def _header(path: Path, file: Any) -> "Nifti1Header":
 
 
 def _one_of(path: Path, header: "Nifti1Header", reading: Reading) -> tuple[tuple[int, int, int], int]:
-    """Returns the shape of the one volume that is read, and how many lie before it."""
+    """Returns the shape of the volume to read, and the number of volumes before it."""
     whole = [int(size) for size in header.get_data_shape()]
     while len(whole) > 3 and whole[-1] == 1:
         whole.pop()
@@ -103,7 +103,7 @@ def _one_of(path: Path, header: "Nifti1Header", reading: Reading) -> tuple[tuple
 
 
 def _grid(path: Path, header: "Nifti1Header", shape: tuple[int, int, int], reading: Reading) -> tuple[Grid, int]:
-    """Returns the geometry that counts, and what it is of, as NIfTI counts."""
+    """Returns the geometry to use, and NIfTI's code of its space."""
     with silenced(path, "NIfTI"):
         sform, qform = header.get_sform(coded=True)[0], header.get_qform(coded=True)[0]
         found = {"sform": sform, "qform": qform}
@@ -126,13 +126,13 @@ def _grid(path: Path, header: "Nifti1Header", shape: tuple[int, int, int], readi
 
 
 def write_nifti(path: Path, raw: Raw, grid: Grid, code: int = 1) -> None:
-    """Writes voxels as a compressed NIfTI file in one step, a plane at a time; its header holds their geometry only.
+    """Writes voxels as a compressed NIfTI file, atomically and plane by plane. Its header holds only the geometry.
 
     Args:
-        path: The file, `.nii.gz`.
-        raw: The voxels `[k, j, i]` of the stored axes i, j, k, float32 or uint8.
-        grid: Where they lie.
-        code: What the geometry is of, as NIfTI counts: 1 the scanner, 2 another file, 4 an atlas.
+        path: File to write, `.nii.gz`.
+        raw: Voxels `[k, j, i]` of the stored axes i, j, k, float32 or uint8.
+        grid: Grid of the voxels.
+        code: NIfTI's code of the space: 1 the scanner, 2 another file, 4 an atlas.
 
     Raises:
         UserError: The file cannot be written.
@@ -150,7 +150,7 @@ def write_nifti(path: Path, raw: Raw, grid: Grid, code: int = 1) -> None:
     with (
         atomic_path(path) as temporary,
         temporary.open("wb") as file,
-        gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) as stream,  # no name of a file in it
+        gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) as stream,  # without a file name
     ):
         stream.write(header.binaryblock + b"\0" * (header.single_vox_offset - len(header.binaryblock)))
         for _, block in raw.blocks():

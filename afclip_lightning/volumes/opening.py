@@ -1,4 +1,4 @@
-"""Opening a volume of any kind, and its masks, which are checked to lie where it lies."""
+"""Opens a volume of any kind and its masks, and checks that their geometries are equal."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -20,12 +20,12 @@ def open_volume(source: Source, scratch: Path, reading: Reading) -> Volume:
     """Returns a volume.
 
     Args:
-        source: Where it lies.
-        scratch: A folder of its own for what must be unpacked.
-        reading: How files are read that could be read in several ways.
+        source: Files of the volume.
+        scratch: Separate folder for unpacked files.
+        reading: How ambiguous files are read.
 
     Raises:
-        UserError: It cannot be read.
+        UserError: The volume cannot be read.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     if source.is_dicom:
@@ -37,17 +37,17 @@ def open_volume(source: Source, scratch: Path, reading: Reading) -> Volume:
 def open_masks(
     source: Source, grid: Grid, anomalous: Collection[int] | None, scratch: Path, reading: Reading
 ) -> list[tuple[Volume, bool]]:
-    """Returns the masks of a volume, and whether the values of each were looked up already: 1 is anomalous then.
+    """Returns the masks of a volume, each with whether its values were mapped already, so that 1 is anomalous.
 
     Args:
         source: The volume.
-        grid: Its grid.
+        grid: Grid of the volume.
         anomalous: Values of masks, or numbers of segments, that mean anomalous; `None` for all but 0.
-        scratch: A folder for what must be unpacked.
-        reading: How files are read that could be read in several ways.
+        scratch: Folder for unpacked files.
+        reading: How ambiguous files are read.
 
     Raises:
-        UserError: A mask cannot be read, or its voxels are not those of the volume.
+        UserError: A mask cannot be read, or its geometry differs from that of the volume.
     """
     found = []
     for number, path in enumerate(source.masks):

@@ -8,11 +8,11 @@ from afclip_lightning.volumes.windows import PRESETS
 
 
 def add_cut_options(add: Callable[..., Any], axis: Axis | None) -> None:
-    """Adds how volumes are cut and read.
+    """Adds the options for cutting and reading volumes.
 
     Args:
         add: `add_argument` of a parser, or of a group of its options.
-        axis: The default of `--axis`.
+        axis: Default of `--axis`.
     """
     default = f" ({axis})" if axis else "; without it, no volume is cut"
     add("--axis", choices=AXES, default=axis, help=f"anatomical axis along which a volume is cut into slices{default}")

@@ -1,4 +1,4 @@
-"""Voxels in a file of their own, read plane by plane, so that memory does not grow with the volume."""
+"""Voxels in a file, read plane by plane, so that memory does not grow with the volume."""
 
 import gzip
 import shutil
@@ -14,19 +14,19 @@ import numpy as np
 from afclip_runtime.errors import DatasetError, UserError
 from afclip_runtime.files import open_regular
 
-HELD = 2**22  # voxels that are held at a time
+HELD = 2**22  # voxels in memory at a time
 PART = 2**20
 
 
 @dataclass(frozen=True)
 class Raw:
-    """Voxels that lie in a file one after another.
+    """Contiguous voxels in a file.
 
     Attributes:
         path: The file.
-        offset: Bytes before the first voxel.
-        dtype: Of a voxel.
-        shape: `[p, b, a]`, the last axis fastest: planes, one after another.
+        offset: Number of bytes before the first voxel.
+        dtype: Type of a voxel.
+        shape: `[p, b, a]`: p planes, with the last axis fastest.
     """
 
     path: Path
@@ -36,19 +36,19 @@ class Raw:
 
     @property
     def nbytes(self) -> int:
-        """Returns the bytes that the voxels take."""
+        """Returns the size of the voxels in bytes."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
     @property
     def per_block(self) -> int:
-        """Returns the planes that have `HELD` voxels, one at least."""
+        """Returns the number of planes with about `HELD` voxels in all, at least one."""
         return max(1, HELD // max(1, self.shape[1] * self.shape[2]))
 
     def check(self, name: object) -> "Raw":
-        """Returns this, if all of its voxels are in the file.
+        """Returns itself, after a check that all of its voxels are in the file.
 
         Raises:
-            DatasetError: The file is cut off.
+            DatasetError: The file is truncated.
         """
         lacking = self.offset + self.nbytes - self.path.stat().st_size
         if lacking > 0:
@@ -60,7 +60,7 @@ class Raw:
         return self._at(start * self.shape[1], (stop - start) * self.shape[1]).reshape(-1, *self.shape[1:])
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Yields all planes, some at a time, with the number of the first."""
+        """Yields all planes in blocks, each with the number of its first plane."""
         for start in range(0, self.shape[0], self.per_block):
             yield start, self.read(start, min(start + self.per_block, self.shape[0]))
 
@@ -71,7 +71,7 @@ class Raw:
             return np.fromfile(file, self.dtype, rows * width)
 
     def brought_first(self, axis: int, place: Path) -> "Raw":
-        """Returns the same voxels with one axis as that of the planes, in a file at `place`; without one if it is so.
+        """Returns the voxels with an axis moved to the front, in a file at `place`, or itself if it is the first axis.
 
         Raises:
             UserError: The disk is full.
@@ -88,7 +88,7 @@ class Raw:
         return made
 
     def brought_back(self, axis: int, place: Path) -> "Raw":
-        """Returns the voxels with the axis of the planes where it was before `brought_first`, in a file at `place`.
+        """Returns the voxels with the first axis moved back, in a file at `place`: the inverse of `brought_first`.
 
         Raises:
             UserError: The disk is full.
@@ -111,7 +111,7 @@ def written(path: Path) -> Iterator[BinaryIO]:
     """Yields a file to write to, with one error for a full disk.
 
     Raises:
-        UserError: It cannot be written.
+        UserError: The file cannot be written.
     """
     try:
         with path.open("wb") as file:
@@ -124,17 +124,17 @@ def written(path: Path) -> Iterator[BinaryIO]:
 
 
 def unpack(file: BinaryIO, kind: str, place: Path, name: object, limit: int) -> None:
-    """Writes what a compressed stream holds into a file, a piece at a time.
+    """Decompresses a stream into a file, piece by piece.
 
     Args:
-        file: At the begin of the stream.
+        file: File at the start of the stream.
         kind: `gzip` or `zlib`.
-        place: The file.
-        name: What messages call the volume.
-        limit: Most bytes that are written: what its header says that there are.
+        place: File to write.
+        name: Name of the volume in messages.
+        limit: Most bytes to write: the size stated in the header.
 
     Raises:
-        DatasetError: The stream is cut off or damaged.
+        DatasetError: The stream is truncated or damaged.
         UserError: The disk is full.
     """
     with written(place) as out:
@@ -145,7 +145,7 @@ def unpack(file: BinaryIO, kind: str, place: Path, name: object, limit: int) -> 
                     while left > 0 and (part := stream.read(min(PART, left))):
                         out.write(part)
                         left -= len(part)
-                    stream.read(1)  # its end, where the checksum stands
+                    stream.read(1)  # its end, which holds the checksum
                 return
             inflate, left = zlib.decompressobj(), limit
             while left > 0 and (part := file.read(PART)):
@@ -158,15 +158,15 @@ def unpack(file: BinaryIO, kind: str, place: Path, name: object, limit: int) -> 
                     left -= len(found)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise DatasetError(
-                f"{name}: what it holds compressed is cut off or damaged. Copy it again; gzip -t tests it."
+                f"{name}: its compressed data is cut off or damaged. Copy it again; gzip -t tests it."
             ) from error
 
 
 def free_space(folder: Path, needed: int, name: object) -> None:
-    """Refuses what a folder's disk has no room for.
+    """Raises if the disk of a folder has too little space.
 
     Raises:
-        UserError: Says what is needed.
+        UserError: There is too little space. The message states the need.
     """
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free

@@ -1,4 +1,4 @@
-"""DICOM segmentations as masks: each frame is painted where its position says, whatever its number in the file."""
+"""DICOM segmentations as masks. Each frame is placed by its position, not by its number in the file."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -11,11 +11,11 @@ from afclip_lightning.volumes.raw import Raw, free_space
 from afclip_lightning.volumes.volume import Volume
 from afclip_runtime.errors import DatasetError
 
-HALF = 0.5  # share of the largest value from which a fractional segmentation marks a pixel
+HALF = 0.5  # least share of the largest value at which a fractional segmentation marks a pixel
 
 
 def segments_of(file: DicomFile) -> list[int]:
-    """Returns the numbers of the segments; without 0, which is the background of label maps."""
+    """Returns the numbers of the segments, without 0, the background of label maps."""
     numbers = [int(item.SegmentNumber) for item in file.data.get("SegmentSequence") or ()]
     return [number for number in numbers if number]
 
@@ -23,16 +23,16 @@ def segments_of(file: DicomFile) -> list[int]:
 def open_segmentation(
     files: Sequence[DicomFile], grid: Grid, anomalous: Collection[int] | None, scratch: Path
 ) -> Volume:
-    """Returns what segmentations mark in a volume: 1 where a segment that counts lies, 0 elsewhere.
+    """Returns the mask of segmentations in a volume: 1 in an anomalous segment, 0 elsewhere.
 
-    Frames that were left out, since nothing was marked there, are 0. Segments may overlap. A fractional segmentation
-    marks what is at least half of its largest value.
+    Absent frames are 0, because files leave out empty frames. Segments may overlap. A fractional segmentation marks
+    values of at least half of its largest value.
 
     Args:
-        files: The segmentations of one volume.
-        grid: Of the volume.
-        anomalous: Numbers of the segments that count; `None` for all.
-        scratch: A folder for the mask.
+        files: Segmentations of one volume.
+        grid: Grid of the volume.
+        anomalous: Numbers of the anomalous segments; `None` for all.
+        scratch: Folder for the mask.
 
     Raises:
         UserError: A frame lies outside of the volume's slices or between them, or a file cannot be decoded.
@@ -63,7 +63,7 @@ def _paint(marked: np.ndarray, frame: Frame, on: np.ndarray, grid: Grid) -> None
     """Adds a frame to a mask `[k, j, i]`.
 
     Raises:
-        DatasetError: It does not lie on the grid.
+        DatasetError: The frame does not lie on the grid.
     """
     to_grid = np.linalg.inv(grid.affine) @ (LPS @ frame.affine)  # of column, row, 1: indices i, j, k
     whole = np.rint(to_grid)

@@ -1,4 +1,4 @@
-"""Libraries that read headers, kept from quoting them: what they quote may name a person."""
+"""Keeps libraries from quoting headers in their messages, because headers may name a person."""
 
 import logging
 import warnings
@@ -7,19 +7,19 @@ from contextlib import contextmanager
 
 from afclip_runtime.errors import DatasetError, UserError
 
-LOGGERS = ("pydicom", "nibabel.global")  # which repeat what they warn of
+LOGGERS = ("pydicom", "nibabel.global")  # loggers that repeat the warnings
 
 
 @contextmanager
 def silenced(path: object, kind: str) -> Iterator[None]:
-    """Makes one error without a quotation of whatever a library runs into, and keeps its warnings from being shown.
+    """Turns any error of a library into one error without its text, and suppresses its warnings.
 
     Args:
-        path: What the error calls the file.
-        kind: Of the file, as the error calls it.
+        path: Name of the file in the error.
+        kind: Kind of the file in the error.
 
     Raises:
-        DatasetError: Names the file, and the class of the error alone.
+        DatasetError: The library failed. The message names only the file and the class of the error.
     """
     loggers = [logging.getLogger(name) for name in LOGGERS]
     before = [logger.disabled for logger in loggers]

@@ -1,4 +1,4 @@
-"""NRRD and MetaImage files (.nrrd, .nhdr, .mha, .mhd), whose headers are texts."""
+"""Reads NRRD and MetaImage files (.nrrd, .nhdr, .mha, .mhd), which have text headers."""
 
 import math
 import re
@@ -39,10 +39,10 @@ NRRD_TYPES = {
 
 
 def open_nrrd(path: Path, scratch: Path, reading: Reading) -> Volume:
-    """Returns the volume of an NRRD file, with its voxels in it or in one file beside it, raw or by gzip.
+    """Returns the volume of an NRRD file, with its voxels in it or in one file beside it, raw or with gzip.
 
     Raises:
-        UserError: It cannot be read, is cut off, is no volume of grey values, or its geometry is not known.
+        UserError: The file cannot be read, is truncated, is not a volume of grey values, or states no geometry.
     """
     try:
         import nrrd
@@ -59,7 +59,7 @@ def open_nrrd(path: Path, scratch: Path, reading: Reading) -> Volume:
     grid = _nrrd_grid(path, header, shape, reading)
     packing = {"raw": "", "gzip": "gzip", "gz": "gzip"}.get(str(header.get("encoding")).lower())
     if packing is None or header.get("line skip") or header.get("lineskip"):
-        raise DatasetError(f"{path}: is written in a way that is not read here. Save it with the encoding raw or gzip.")
+        raise DatasetError(f"{path}: its encoding is not supported. Save it with the encoding raw or gzip.")
     skip = int(header.get("byte skip", header.get("byteskip", 0)))
     beside = header.get("data file", header.get("datafile"))
     raw = Raw(path, offset, dtype, (shape[2], shape[1], shape[0]))
@@ -70,7 +70,7 @@ def _nrrd_grid(path: Path, header: Mapping[str, Any], shape: tuple[int, int, int
     """Returns the grid that an NRRD header describes.
 
     Raises:
-        DatasetError: It does not say how the axes lie, or is damaged.
+        DatasetError: The header does not state the orientation of the axes, or is damaged.
     """
     space = str(header.get("space", "")).lower()
     sides = space.split("-") if "-" in space else [SHORT.get(letter.upper(), "") for letter in space]
@@ -87,12 +87,12 @@ def _nrrd_grid(path: Path, header: Mapping[str, Any], shape: tuple[int, int, int
 
 
 def open_metaimage(path: Path, scratch: Path, reading: Reading) -> Volume:
-    """Returns the volume of a MetaImage file, with its voxels in it or in one file beside it, raw or by zlib.
+    """Returns the volume of a MetaImage file, with its voxels in it or in one file beside it, raw or with zlib.
 
-    Its axes run in DICOM's world (LPS), as ITK writes and reads them.
+    Its world is DICOM's (LPS), as in ITK.
 
     Raises:
-        UserError: It cannot be read, is cut off, or is no volume of grey values.
+        UserError: The file cannot be read, is truncated, or is not a volume of grey values.
     """
     with open_regular(path, error=DatasetError) as file:
         header = _meta_header(path, file)
@@ -147,7 +147,7 @@ def _three(path: Path, sizes: list[int]) -> tuple[int, int, int]:
 
 
 def _placed(raw: Raw, beside: str | None, kind: str, skip: int, scratch: Path) -> Raw:
-    """Returns the voxels of a file where they lie: behind its header or in a file beside it, unpacked if need be."""
+    """Returns the voxels of a file, from behind its header or from a file beside it, unpacked if necessary."""
     path, place, offset = raw.path, raw.path, raw.offset
     if beside is not None:
         if re.search(r"[\\/%\s]|^LIST", str(beside)):

@@ -1,4 +1,4 @@
-"""One volume, opened: its voxels, its grid, and what they mean."""
+"""An opened volume: its voxels, their grid and their unit."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ class Volume:
     """A volume whose header was read.
 
     Attributes:
-        raw: Its voxels, `[k, j, i]` of the stored axes i, j, k.
-        grid: Where they lie.
-        slope: A stored value times this, plus `intercept`, is the value.
-        intercept: See `slope`.
-        modality: `CT`, `MR` … where the file says it; else empty.
-        code: What its geometry is of, as NIfTI counts: 1 the scanner.
+        raw: Voxels, `[k, j, i]` of the stored axes i, j, k.
+        grid: Grid of the voxels.
+        slope: Slope of the rescaling: value = stored value * slope + intercept.
+        intercept: Intercept of the rescaling.
+        modality: `CT`, `MR` … if the file states it; otherwise empty.
+        code: NIfTI's code of its space: 1 for the scanner.
     """
 
     raw: Raw
@@ -34,27 +34,27 @@ class Volume:
     code: int = 1
 
     def values(self, stored: np.ndarray) -> np.ndarray:
-        """Returns stored values as values, float32."""
+        """Returns the values of stored values, float32."""
         if (self.slope, self.intercept) == (1, 0):
             return stored.astype(np.float32)
         return (stored.astype(np.float64) * self.slope + self.intercept).astype(np.float32)
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """Yields all values, some at a time."""
+        """Yields all values in blocks."""
         for _, block in self.raw.blocks():
             yield self.values(block)
 
 
 class Slices(Sequence[np.ndarray]):
-    """The slices of a volume along an anatomical axis, upright, `[H, W]`, float32; read as they are asked for.
+    """The slices of a volume along an anatomical axis, upright, `[H, W]`, float32, read on access.
 
     Args:
         volume: The volume.
         axis: The axis.
-        place: A file for the voxels in another order, where that is needed.
+        place: File for the voxels in another order, if necessary.
 
     Attributes:
-        cut: How they are taken.
+        cut: Cut of the slices.
 
     Raises:
         UserError: The disk is full.
@@ -77,12 +77,12 @@ class Slices(Sequence[np.ndarray]):
 
 @dataclass(frozen=True)
 class Reading:
-    """How files are read that could be read in several ways.
+    """How ambiguous files are read.
 
     Attributes:
-        channel: Which volume of a file with four axes is read, from 0; `None` where there must be one only.
-        form: Which of a NIfTI file's two geometries is taken where they disagree: `sform` or `qform`.
-        codes: Axis codes of files that do not say how their axes lie.
+        channel: Index of the volume to read in a file with four axes, from 0; `None` if there must be only one.
+        form: Geometry to use if the two of a NIfTI file disagree: `sform` or `qform`.
+        codes: Axis codes of files that do not state the orientation of their axes.
     """
 
     channel: int | None = None
@@ -91,10 +91,10 @@ class Reading:
 
 
 def grid_from_codes(path: Path, codes: str, shape: tuple[int, int, int], spacing: tuple[float, ...]) -> Grid:
-    """Returns a grid whose stored axes run as the codes say, its middle at the origin.
+    """Returns a grid with stored axes given by codes, centred at the origin.
 
     Raises:
-        DatasetError: They are no axis codes, or a spacing is none.
+        DatasetError: The axis codes or a spacing are invalid.
     """
     axes = [next((axis for axis, letters in enumerate(CODES) if letter in letters), -1) for letter in codes.upper()]
     if sorted(axes) != [0, 1, 2]:

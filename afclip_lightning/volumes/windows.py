@@ -1,4 +1,4 @@
-"""What is black and what is white in a slice: windows of CT, percentiles of a volume."""
+"""The black and the white value of slices: windows of CT, percentiles of a volume."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ PRESETS = {  # centre and width in HU: Radiopaedia, Windowing (CT), rID 52108; w
 PERCENTILES = (0.5, 99.5)
 BINS = 2**16
 PERCENTILE = re.compile(r"percentile(?::([\d.]+),([\d.]+))?")
-LIKE_CT = -500.0  # a volume with values below is of Hounsfield units, as a rule
+LIKE_CT = -500.0  # a volume with lower values is usually in Hounsfield units
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Window:
     """The values that become black and white.
 
     Attributes:
-        low: Black, as are all below.
-        high: White, as are all above.
-        rule: How they were found, in words.
+        low: Black value. Lower values are black, too.
+        high: White value. Higher values are white, too.
+        rule: Rule that gave them, in words.
     """
 
     low: float
@@ -36,7 +36,7 @@ class Window:
     rule: str
 
     def grey(self, values: np.ndarray, bits: int) -> np.ndarray:
-        """Returns values as grey, uint8 or uint16; what is not a number is black.
+        """Returns values as grey, uint8 or uint16. NaN is black.
 
         Args:
             values: `[H, W]`, float32.
@@ -49,12 +49,12 @@ class Window:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a pass over a volume's values found.
+    """The range of a volume's values.
 
     Attributes:
         low: Lowest finite value.
         high: Highest finite value.
-        not_finite: How many values are NaN or infinite.
+        not_finite: Number of values that are NaN or infinite.
     """
 
     low: float
@@ -66,7 +66,7 @@ def facts_of(blocks: Iterator[np.ndarray]) -> Facts:
     """Returns the range of a volume's values.
 
     Raises:
-        UserError: None is finite.
+        UserError: No value is finite.
     """
     low, high, lost = np.inf, -np.inf, 0
     for block in blocks:
@@ -81,10 +81,10 @@ def facts_of(blocks: Iterator[np.ndarray]) -> Facts:
 
 
 def check_window(text: str) -> str:
-    """Returns a rule as it was given.
+    """Returns the text of a rule after a check.
 
     Raises:
-        UserError: It is none.
+        UserError: The text is not a rule.
     """
     if text != "auto" and text not in PRESETS and not _percentiles(text) and not _centre_and_width(text):
         raise UserError(
@@ -114,15 +114,15 @@ def _centre_and_width(text: str) -> tuple[float, float] | None:
 def window_of(text: str, modality: str, facts: Facts, blocks: Callable[[], Iterator[np.ndarray]]) -> Window:
     """Returns the window of a volume.
 
-    `auto` is the soft tissue window for CT, and percentiles for all else. Percentiles are of the finite voxels, and
-    without those that are 0 where nothing is below: that is the background of MR. They are exact up to 1/65536 of the
+    `auto` is the soft tissue window for CT, and percentiles for all else. Percentiles use the finite voxels. If no
+    value is below 0, they leave out the voxels of value 0, the background of MR. They are exact to 1/65536 of the
     volume's range.
 
     Args:
         text: A preset, `CENTRE,WIDTH`, `percentile`, `percentile:LOW,HIGH` or `auto`.
-        modality: `CT`, `MR` …, empty if it is not known.
-        facts: Of the volume.
-        blocks: Gives the volume's values, some at a time.
+        modality: `CT`, `MR` …, or empty if unknown.
+        facts: Range of the volume's values.
+        blocks: Yields the volume's values in blocks.
     """
     if text == "auto":
         text = "soft_tissue" if modality == "CT" else "percentile"
@@ -147,6 +147,6 @@ def window_of(text: str, modality: str, facts: Facts, blocks: Callable[[], Itera
 
 
 def _at(total: np.ndarray, edges: np.ndarray, share: float) -> float:
-    """Returns the value that a share of the counted ones does not exceed."""
+    """Returns the quantile of counted values at a share."""
     place = int(np.searchsorted(total, share * total[-1]))
     return float(edges[min(place + (share > 0.5), len(edges) - 1)])
