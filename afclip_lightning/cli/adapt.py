@@ -22,8 +22,8 @@ Makes a model of one product from 4 or more normal images of it, and nothing els
 inspect, serve and export use the folder directly: --checkpoint DIR.
 
 The model is a ready one (--model), a trained zero-shot head (--checkpoint), or a method that trains nothing
-(--checkpoint NearestNeighbours --model.backbone.… ). A zero-shot head is combined with the memory. A
-head that finds defects in the normal images counts less.
+(--checkpoint NearestNeighbours --model.backbone.… ). A zero-shot head is combined with the memory. A head
+that finds defects in the normal images counts less.
 Each image is also scored by a memory without it and a few others. These scores give the threshold that a share --fpr of
 normal images will exceed. The command prints the lowest rate that so many images support, and names images that look
 unlike the others: if they are anomalous, remove them and adapt again.

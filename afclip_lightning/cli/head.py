@@ -26,7 +26,7 @@ used wherever head.ckpt can. --card names a YAML file with the facts that only y
   thresholds: {chosen: how and on what, image: {value: 0.52, scale: 0.01}, pixel: {value: 0.4, scale: 0.05}}
   limits: [a sentence each]
   licence: of the head
-  sources: [papers, code and data that it rests on]
+  sources: [papers, code and data that it is based on]
 
 import: writes a head that was trained by another project's code as a head file, and prints what was read and what was
 assumed. docs/heads.md lists the projects. A file is recognised by its tensors, and no code in it is run. No file states

@@ -1,4 +1,4 @@
-"""`python -m afclip_lightning inspect`: score, verdict and map of one's own images."""
+"""`python -m afclip_lightning inspect`: score, verdict and map of your own images."""
 
 import argparse
 import io

@@ -1,1 +1,1 @@
-"""Heads as other projects write them: one file per project, whose `FORMAT` is found, not listed."""
+"""Formats of other projects' heads: one module per project. Its `FORMAT` is found and registered nowhere."""

@@ -1,4 +1,4 @@
-"""AA-CLIP's heads, as its training writes them: one file per stage. The project has released none."""
+"""AA-CLIP's heads, in the form of its training: one file per stage. The project has released none."""
 
 import re
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ from torch import Tensor
 from afclip_lightning.heads.format import Converted, Format, Tensors, papers_backbone
 
 TEXT, IMAGE = "text_adapter", "image_adapter"
-OPTIMIZERS = ("text_optimizer", "image_optimizer")  # beside the tensors: two thirds of a file, and no part of the head
+OPTIMIZERS = ("text_optimizer", "image_optimizer")  # two thirds of a file, and not part of the head
 
 
 def files(path: Path) -> tuple[Path, ...]:
-    """Returns the file of the text stage and that of the visual stage, of which there is one per epoch."""
+    """Returns the file of the text stage and that of the visual stage, which has one file per epoch."""
     found = re.fullmatch(rf"(.*){IMAGE}(_\d+)?\.pth", path.name)
     if found is None:
         raise ValueError(
@@ -29,7 +29,7 @@ def recognises(content: Any) -> bool:
 
 
 def convert(contents: Sequence[Any]) -> Converted:
-    """Returns the adapters and projections of both stages, none of which has a bias."""
+    """Returns the adapters and projections of both stages, which have no bias."""
     (text, text_epochs), (image, image_epochs) = (_stage(*pair) for pair in zip(contents, (TEXT, IMAGE), strict=True))
     found: dict[str, Tensor] = {}
     texts = text.take_all("{}.fc.0.weight", None, None)  # the last one is the projection
@@ -55,7 +55,7 @@ def _stage(content: Any, name: str) -> tuple[Tensors, int]:
     """Returns the tensors of a stage and its epochs.
 
     Raises:
-        ValueError: It is not of this stage, or holds something else.
+        ValueError: The content belongs to another stage, or holds other entries.
     """
     if not isinstance(content, dict) or name not in content:
         raise ValueError(f"has no {name} where the files of both stages should be")
@@ -63,7 +63,7 @@ def _stage(content: Any, name: str) -> tuple[Tensors, int]:
         raise ValueError(f"holds an entry that is not known here: {unknown[0]}")
     epochs = content.get("epoch", 0)
     if not isinstance(epochs, int) or epochs < 0:
-        raise ValueError("epoch is no count")
+        raise ValueError("epoch is not a number of epochs")
     return Tensors(content[name]), epochs
 
 
@@ -71,13 +71,13 @@ FORMAT = Format(
     method="AACLIP",
     project="github.com/Mwxinnn/AA-CLIP",
     weights="none is released; its training writes text_adapter.pth and image_adapter_N.pth, of epoch N",
-    licence="Apache-2.0 is the repository's; what you trained with it is yours to say",
+    licence="Apache-2.0 for the repository; you choose the licence of heads that you train with it",
     backbone=papers_backbone("bicubic_antialias", "gelu"),  # although these weights were trained with QuickGELU
     arguments={
         "layers": [6, 12, 18, 24],
         "text_weight": 0.1,
         "image_weight": 0.1,
-        "map_fusion": "maps",  # what the code does, where the paper adds up tokens
+        "map_fusion": "maps",  # as in the code; the paper sums tokens
         "names": "description",
         "temperature": 0.01,
         "blur_window": 7,

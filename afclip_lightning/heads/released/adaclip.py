@@ -1,4 +1,4 @@
-"""AdaCLIP's released heads: what of its whole model trains, in one flat state."""
+"""AdaCLIP's released heads: the trained part of its model, in one flat state."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +17,7 @@ def recognises(content: Any) -> bool:
 
 
 def convert(contents: Sequence[Any]) -> Converted:
-    """Returns prompts, one row per block, and linear layers: those of a prompt's tokens become one."""
+    """Returns prompts, one row per block, and linear layers. The layers of a prompt's tokens are merged into one."""
     tensors = Tensors(contents[0])
     found: dict[str, Tensor] = {}
     arguments: dict[str, Any] = {}
@@ -46,7 +46,7 @@ def _layers(tensors: Tensors, name: str, *shape: int | None) -> list[tuple[Tenso
     """Returns the weight and the bias of each linear layer of a part, in the order of their numbers.
 
     Raises:
-        ValueError: There is none, or one has no bias or another shape.
+        ValueError: The part has no layer, or a layer has no bias or another shape.
     """
     weights = tensors.take_all(f"{MODEL}{name}.head.{{}}.weight", *shape)
     if not weights:
@@ -59,7 +59,7 @@ FORMAT = Format(
     project="github.com/caoyunkang/AdaCLIP",
     weights="on a drive that the repository names: pretrained_mvtec_colondb.pth, pretrained_visa_clinicdb.pth, trained "
     "on the sets in their names; pretrained_all.pth",
-    licence="MIT is the repository's; of the weights on the drive nothing is said",
+    licence="MIT for the repository; not stated for the weights on the drive",
     backbone=papers_backbone("bicubic", "gelu"),  # although these weights were trained with QuickGELU
     arguments={
         "layers": [6, 12, 18, 24],
@@ -68,7 +68,7 @@ FORMAT = Format(
         "visual_prompts": True,
         "text_prompts": True,
         "half_prompts": True,
-        "fusion": "top_patches",  # what the code does, where the paper has the highest cluster
+        "fusion": "top_patches",  # as in the code; the paper uses the highest cluster
         "clusters": 20,
         "fusion_weight": 0.2,
         "names": "category",

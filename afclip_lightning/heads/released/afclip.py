@@ -1,4 +1,4 @@
-"""AF-CLIP's released heads: two files, the learnable tokens and the adapter, which is a module that was pickled whole.
+"""AF-CLIP's released heads: two files, the learnable tokens and the adapter, a pickled module.
 
 The classes that the pickle names are never imported: see `archives.read_modules`.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 from afclip_lightning.backbones.archives import StoredModule, tensors_of
 from afclip_lightning.heads.format import Converted, Format, Tensors, papers_backbone
 
-PROMPT, ADAPTER = "_prompt.pt", "_adaptor.pt"  # behind the name of the training set
+PROMPT, ADAPTER = "_prompt.pt", "_adaptor.pt"  # suffixes after the name of the training set
 HEAD_WIDTH = 64
 CLASSES = (
     *("clip.adaptor.Adaptor", "clip.adaptor.BasicTransformerBlock", "clip.adaptor.CrossAttention"),
@@ -22,7 +22,7 @@ CLASSES = (
 
 
 def files(path: Path) -> tuple[Path, ...]:
-    """Returns the file of the tokens and that of the adapter: only their names say that they belong together."""
+    """Returns the file of the tokens and that of the adapter. Only their names show that they belong together."""
     for end in (PROMPT, ADAPTER):
         if path.name.endswith(end):
             start = path.name.removesuffix(end)
@@ -31,7 +31,7 @@ def files(path: Path) -> tuple[Path, ...]:
 
 
 def recognises(content: Any) -> bool:
-    """Returns whether a file holds a tensor alone, or a module."""
+    """Returns whether a file holds a single tensor, or a module."""
     return isinstance(content, (Tensor, StoredModule))
 
 
@@ -65,7 +65,7 @@ FORMAT = Format(
     method="AFCLIP",
     project="github.com/Faustinaqq/AF-CLIP",
     weights="in the repository: weight/SET_prompt.pt and weight/SET_adaptor.pt, trained on SET (mvtec or visa)",
-    licence="none is stated, and so there is no right to copy the weights or to pass them on",
+    licence="none is stated, so there is no right to copy or share the weights",
     backbone=papers_backbone("bilinear", "quick_gelu"),
     arguments={
         "layers": [6, 12, 18, 24],

@@ -16,7 +16,7 @@ def recognises(content: Any) -> bool:
 
 
 def convert(contents: Sequence[Any]) -> Converted:
-    """Returns the prompts of the one member: a leading axis of 1 is dropped, deep tokens are stacked."""
+    """Returns the prompts of the only member. A leading axis of 1 is dropped, and deep tokens are stacked."""
     tensors = Tensors(only(contents[0], LEARNER))
     normal = tensors.take("ctx_pos", 1, 1, None, None)[0]  # [1, n, width]
     count, width = normal.shape[1:]
@@ -35,7 +35,7 @@ FORMAT = Format(
     method="AnomalyCLIP",
     project="github.com/zqhang/AnomalyCLIP",
     weights="in the repository: checkpoints/9_12_4_multiscale, trained on VisA; 9_12_4_multiscale_visa, on MVTec AD",
-    licence="MIT is the repository's, which holds the weights; of them it says nothing",
+    licence="MIT for the repository, which holds the weights; not stated for the weights",
     backbone=papers_backbone("bilinear", "quick_gelu"),
     arguments={
         "layers": [24],

@@ -16,7 +16,7 @@ def recognises(content: Any) -> bool:
 
 
 def convert(contents: Sequence[Any]) -> Converted:
-    """Returns the prompts and the prior network: a leading axis of 1 is dropped, deep tokens are stacked."""
+    """Returns the prompts and the prior network. A leading axis of 1 is dropped, and deep tokens are stacked."""
     tensors = Tensors(only(contents[0], LEARNER))
     normal = tensors.take("ctx_pos", 1, 1, None, None)[0]  # [1, n, width]
     n_normal, width = normal.shape[1:]
@@ -50,7 +50,7 @@ FORMAT = Format(
     method="FAPrompt",
     project="github.com/mala-lab/FAPrompt",
     weights="on a drive that the repository names; its authors use epoch 7",
-    licence="MIT is the repository's; of the weights on the drive nothing is said",
+    licence="MIT for the repository; not stated for the weights on the drive",
     backbone=papers_backbone("bilinear", "quick_gelu"),
     arguments={
         "layer": 24,
@@ -58,7 +58,7 @@ FORMAT = Format(
         "normal_words": NORMAL,
         "abnormal_words": ABNORMAL,
         "dap": True,
-        "prior_patches": "first_k",  # what the code feeds the prior network, where the paper has the top ones
+        "prior_patches": "first_k",  # as in the code; the paper uses the top patches
         "n_prior_patches": 10,
         "aggregation": "mean",
         "half_deep_tokens": True,
