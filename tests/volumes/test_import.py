@@ -118,7 +118,7 @@ def test_trees_are_recognised(tmp_path: Path, capsys: pytest.CaptureFixture[str]
             write_nifti(folder / f"{folder.name}_{kind}.nii.gz", phantom())
         write_nifti(folder / f"{folder.name}_seg.nii.gz", lesion())
     assert run(tmp_path / "brats", tmp_path / "b") == 0
-    assert "laid out as BraTS is" in capsys.readouterr().out
+    assert "The folder has the layout of BraTS." in capsys.readouterr().out
     facts = [json.loads(line) for line in (tmp_path / "b/volumes.jsonl").read_text().splitlines()]
     assert [(f["volume"], f["patient"], f["modality"], f["mask_values"]) for f in facts] == [
         ("volume-0001", "patient-0001", "MR", [0, 1, 2]),
