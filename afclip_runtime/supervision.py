@@ -75,10 +75,10 @@ def check_alive(folder: Path, within: float) -> float:
     try:
         age = time.monotonic() - int(text) / 1000
     except ValueError as error:
-        raise UserError(f"{shown(path)}: holds no time. Remove it; a running watcher writes it anew.") from error
+        raise UserError(f"{shown(path)}: contains no time. Remove it: a running watcher writes it again.") from error
     if age < 0:
         raise UserError(
-            f"{shown(folder)}: the last sign of life is of before this machine started. Is the watcher running?"
+            f"{shown(folder)}: the last sign of life is from before this machine started. Is the watcher running?"
         )
     if age > within:
         past = f"{age:.0f} seconds ago; at most {within:g} are allowed"

@@ -50,7 +50,7 @@ def test_a_clock_that_is_set_back_hides_nothing(tmp_path: Path, monkeypatch: pyt
         check_alive(tmp_path, 60)
     for text in ("", "nan", "inf", "yesterday"):
         (tmp_path / FILE).write_text(text)
-        with pytest.raises(UserError, match="holds no time"):
+        with pytest.raises(UserError, match="contains no time"):
             check_alive(tmp_path, 60)
 
 

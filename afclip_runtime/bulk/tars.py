@@ -62,7 +62,7 @@ def read_tar(file: IO[bytes], name: str) -> Iterator[Member]:
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"{name}: the archive is damaged or cut off ({reason}). What came before was judged. Copy it again."
+            f"{name}: the archive is damaged or cut off ({reason}). Images before it were inspected. Copy it again."
         ) from error
     except Exception as error:  # zlib.error and other errors of compressed data
         raise UserError(f"{name}: the archive cannot be unpacked ({error}). Copy it again.") from error

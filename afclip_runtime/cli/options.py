@@ -74,8 +74,8 @@ def add_view_options(parser: argparse.ArgumentParser, roi: bool = True) -> None:
     view.add_argument(
         "--fit",
         choices=get_args(Fit),
-        help="an image of another shape than the model's input, often a square: squashed (the default), padded, or in "
-        "tiles",
+        help="how an image with another aspect ratio than the model's input, usually a square, is seen: squashed (the "
+        "default), padded, or in tiles",
     )
     view.add_argument("--tiles", type=int, metavar="N", help="also inspect tiles: N along the shorter side")
     view.add_argument(
@@ -87,9 +87,9 @@ def add_view_options(parser: argparse.ArgumentParser, roi: bool = True) -> None:
     view.add_argument(
         "--white",
         metavar="auto|bits|N",
-        help="what is white in images of more than 8 bits: bits, the most that the file's depth holds; auto, the most "
-        "that the bits hold which the images use; N up to 16, of so many bits (12 for a 12-bit camera); N above, that "
-        "value. That of the calibration by default, else bits",
+        help="white level of images of more than 8 bits: bits, the largest value of the file's bits; auto, the largest "
+        "value of the bits that the images use; N up to 16, the largest value of N bits (12 for a 12-bit camera); N "
+        "above 16, this value. By default that of the calibration, else bits",
     )
     if roi:
         view.add_argument(
@@ -97,7 +97,7 @@ def add_view_options(parser: argparse.ArgumentParser, roi: bool = True) -> None:
             type=Path,
             metavar="FILE",
             help="region of interest: the part of the images that is inspected, as polygons (.json, also of LabelMe) "
-            "or a picture, white on black; docs/roi.md. That of the calibration by default, else the whole image",
+            "or a picture, white on black; docs/roi.md. By default that of the calibration, else the whole image",
         )
 
 

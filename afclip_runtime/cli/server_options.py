@@ -99,7 +99,7 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="ADDRESS",
-        help="address or network of a proxy whose X-Forwarded-For is believed; may be given again",
+        help="address or network of a proxy whose X-Forwarded-For is trusted; may be given again",
     )
     server.add_argument(
         "--queue", type=int, default=32, metavar="N", help="largest number of requests at once (%(default)s)"
@@ -150,11 +150,13 @@ def read_server_options(options: argparse.Namespace) -> Server:
     said = [] if options.token_file is None else [exposed(options.token_file)]
     if not server.is_local and token is None:
         said.append(
-            f"warning: {shown(server.host)} can be reached from other machines, and there is no password: whoever "
-            "reaches it can use this model. --token_file asks for a token."
+            f"warning: {shown(server.host)} can be reached from other machines without a password: anyone who can "
+            "reach it can use this model. --token_file requires a token."
         )
     elif not server.is_local and not server.proxies:
-        said.append("warning: the token crosses the network in the clear. Put a proxy with HTTPS before the page.")
+        said.append(
+            "warning: the token is sent over the network without encryption. Put an HTTPS proxy before the server."
+        )
     for line in filter(None, said):
         print(line, file=sys.stderr)
     return server

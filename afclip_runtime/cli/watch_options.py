@@ -43,19 +43,19 @@ _seconds = numeric(float, lambda value: 0 <= value < math.inf, "a number of seco
 def add_watch_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     watch = parser.add_argument_group("watching a folder")
-    watch.add_argument("--watch", type=Path, metavar="DIR", help="judge the files of a folder as they arrive")
+    watch.add_argument("--watch", type=Path, metavar="DIR", help="inspect the files of a folder as they arrive")
     watch.add_argument(
         "--watch_quiet",
         type=_seconds,
         metavar="SECONDS",
-        help=f"time that a file must be unchanged, in seconds (by default {QUIET:g}; on a network share rather 10; 0 "
-        "where files are renamed into the folder)",
+        help=f"time that a file must be unchanged, in seconds (by default {QUIET:g}; use 10 on a network share, or 0 "
+        "if files are renamed into the folder)",
     )
     watch.add_argument(
         "--watch_poll",
         type=_seconds,
         metavar="SECONDS",
-        help=f"time between two looks at the folder, in seconds ({POLL:g} by default)",
+        help=f"time between two scans of the folder, in seconds ({POLL:g} by default)",
     )
     watch.add_argument(
         "--watch_idle",
@@ -64,7 +64,7 @@ def add_watch_options(parser: argparse.ArgumentParser) -> None:
         help="end after this time without a new file, in seconds; by default never",
     )
     watch.add_argument(
-        "--move_to", metavar="NORMAL,ANOMALOUS[,UNREAD]", help="folders for judged files, such as good/,bad/"
+        "--move_to", metavar="NORMAL,ANOMALOUS[,UNREAD]", help="folders for inspected files, such as good/,bad/"
     )
     watch.add_argument("--webhook", metavar="URL", help="send a message per image to this http or https address")
     watch.add_argument(

@@ -85,8 +85,8 @@ def _read(file: BinaryIO, name: str, stop_before_pixels: bool = False) -> "Datas
         data = dcmread(file, stop_before_pixels=stop_before_pixels)
     except InvalidDicomError as error:
         raise DatasetError(
-            f"{name}: cannot be read as an image (it does not begin as DICOM files do: 128 bytes, then DICM). Export "
-            "it anew as DICOM, or give it the suffix of what it is."
+            f"{name}: cannot be read as an image (it does not start like a DICOM file: 128 bytes, then DICM). Export "
+            "it again as DICOM, or correct its suffix."
         ) from error
     if "Rows" not in data or "Columns" not in data:
         what = data.get("SOPClassUID")

@@ -150,15 +150,15 @@ def say_others(others: Sequence[Path]) -> str:
     named = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items(), key=lambda item: (-item[1], item[0])))
     files = "1 file is" if len(others) == 1 else f"{len(others)} files are"
     return (
-        f"{files} of no kind that is read here, and left out: {named}. The first: {others[0]}. Save what is an image "
-        "as PNG, TIFF or JPEG."
+        f"{files} of a kind that is not read here, and left out: {named}. The first: {others[0]}. Save images as PNG, "
+        "TIFF or JPEG."
     )
 
 
-_BACK = "{}: this link leads back to {}, which it lies in. Remove the link."
+_BACK = "{}: this link leads back to {}, a folder that contains it. Remove the link."
 
 
-_LOST = "{}: this link leads nowhere or to itself. Restore what it names, or remove it."
+_LOST = "{}: this link leads nowhere or to itself. Restore its target, or remove the link."
 
 
 class Entry(NamedTuple):

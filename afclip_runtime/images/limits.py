@@ -45,5 +45,5 @@ def too_large(name: object) -> DatasetError:
     """Returns the error of an image above the limit."""
     return DatasetError(
         f"{name}: has more than {MAX_PIXELS:,} pixels, the limit of one image (MAX_PIXELS). Make it smaller or cut it "
-        "into tiles: a backbone sees a few hundred pixels a side."
+        "into tiles: the input of a backbone has a few hundred pixels per side."
     )

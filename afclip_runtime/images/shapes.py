@@ -93,7 +93,7 @@ def points_of(numbers: Sequence[float] | Sequence[Sequence[float]]) -> Points:
     if not np.isfinite(flat).all():
         raise ValueError("its points are not finite")
     if abs(flat).max() > FURTHEST:
-        raise ValueError("its points lie more than a billion pixels off")
+        raise ValueError("its points are more than a billion pixels away")
     return flat.reshape(-1, 2)
 
 

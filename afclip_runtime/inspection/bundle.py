@@ -221,7 +221,7 @@ def read_sums(folder: Path) -> dict[str, str]:
     for number, line in enumerate(read_text(path).splitlines(), 1):
         digest, gap, name = line.partition("  ")
         if not gap or len(digest) != 64 or not name or Path(name).is_absolute() or ".." in Path(name).parts:
-            raise UserError(f"{shown(path)}, line {number}: is no SHA-256 and a name. {AGAIN}")
+            raise UserError(f"{shown(path)}, line {number}: is not a SHA-256 and a name. {AGAIN}")
         sums[name] = digest
     return sums
 
@@ -239,7 +239,7 @@ def check_sum(folder: Path, name: str, sums: Mapping[str, str]) -> None:
         UserError: The file differs or is missing.
     """
     if name not in sums:
-        raise UserError(f"{shown(folder / SUMS)}: has no sum of {shown(name)}. {AGAIN}")
+        raise UserError(f"{shown(folder / SUMS)}: has no checksum of {shown(name)}. {AGAIN}")
     _require(folder / name)
     if sha256_of(folder / name) != sums[name]:
         raise UserError(f"{shown(folder / name)}: is not the file that was exported: its SHA-256 is another. {AGAIN}")

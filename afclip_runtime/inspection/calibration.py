@@ -162,8 +162,8 @@ class Calibration:
             )
         if problems:
             raise CheckpointError(
-                f"{path} does not fit what is in use now (it is {self}):\n  " + "\n  ".join(problems) + "\n"
-                "Thresholds hold for the scores that they were made from. Calibrate again, or go without calibration "
+                f"{path} does not fit the current model and settings (it is {self}):\n  " + "\n  ".join(problems) + "\n"
+                "Thresholds hold only for the scores from which they were chosen. Calibrate again, or use none "
                 "(--no_calibration)."
             )
 
@@ -321,8 +321,8 @@ def require(count: int, fewest: int = FEWEST) -> None:
     """
     if count < fewest:
         raise DatasetError(
-            f"{count} normal images are too few for a threshold: {fewest} different ones are the least, {ENOUGH} "
-            "divided by the false-positive rate are enough. Add normal images, or fix the threshold by hand "
+            f"{count} normal images are too few for a threshold: at least {fewest} different ones are needed, and "
+            f"{ENOUGH} divided by the false-positive rate are enough. Add normal images, or fix the threshold by hand "
             "(--threshold and --pixel_threshold)."
         )
 

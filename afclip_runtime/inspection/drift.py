@@ -226,15 +226,15 @@ def _compare(
         trials, low = inside - math.ceil(MISSED * inside) - missed, min(upto[part], inside)
         if low <= _few(trials, rank, top - rank, level):
             return "higher", (
-                f"{inside} lie in the normal range, and only {low} of these in its part that holds "
-                f"{rank / top:.0%} of the normal images there"
+                f"{inside} lie in the normal range, and only {low} of these in its lower part, which contains "
+                f"{rank / top:.0%} of the normal images of the range"
             )
         inside, low = usual, below[part]
         trials = inside - math.ceil(MISSED * inside) - missed
         if inside - low <= _few(trials, top - rank, rank, level):
             return "lower", (
-                f"{inside} lie in the normal range, and {low} of these in its part that holds "
-                f"{rank / top:.0%} of the normal images there"
+                f"{inside} lie in the normal range, and {low} of these in its lower part, which contains only "
+                f"{rank / top:.0%} of the normal images of the range"
             )
     return None
 

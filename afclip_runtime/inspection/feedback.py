@@ -218,13 +218,15 @@ class Feedback:
         now, known = self.calibration.image.value, self.marks.get(image)
         verdict: Verdict = "anomalous" if is_anomalous(score, now) else "normal"
         if mark == "undo" and known is None:
-            raise UserError(f"{shown(path)}: nobody said that its verdict is wrong, so there is nothing to undo.")
+            raise UserError(f"{shown(path)}: it has no mark, so there is nothing to undo.")
         if known is not None and mark == known.mark:
-            raise UserError(f"{shown(path)}: was marked as {mark} before (line {known.number}). Undo takes it back.")
+            raise UserError(
+                f"{shown(path)}: is already marked as {mark} (line {known.number}). Use undo to withdraw the mark."
+            )
         if known is None and mark == verdict:
             raise UserError(
-                f"{shown(path)}: is judged {verdict} already (score {score:.6g}, threshold {now:.6g}). Mark images "
-                "whose verdict is wrong."
+                f"{shown(path)}: the verdict is {verdict} already (score {score:.6g}, threshold {now:.6g}). Mark "
+                "images whose verdict is wrong."
             )
         return Entry(
             **facts_of(self.entries, mark, image, path, who),

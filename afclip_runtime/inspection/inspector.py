@@ -276,7 +276,7 @@ class Inspector:
         if not done.finite:
             return UserError(
                 f"{done.name}: {self.engine.method} gives a score or a map that is not finite (NaN or infinity). "
-                "Numbers of its head or of the backbone are damaged: take another checkpoint, or train again."
+                "Weights of its head or of the backbone are damaged: use another checkpoint, or train again."
             )
         chosen, sources = (*self.thresholds, *self.scales), self.thresholds_from
         inside = done.layout.inside

@@ -122,12 +122,12 @@ class Line:
                 failures += 1
                 self._compare()  # an image whose row could not be written is inspected again, and counts once
                 if failures == 1:
-                    self.say(f"{error} What is left is done once it can be; nothing is lost.")
+                    self.say(f"{error} The rest is done when writing is possible again; nothing is lost.")
                 self._pause(pause_after(failures))
                 continue
             if failures:
                 failures = 0
-                self.say("All can be written again.")
+                self.say("Writing is possible again.")
             if had_work:
                 worked = self.clock()
                 self._pause(self.watched.pause(0))

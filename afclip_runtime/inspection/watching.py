@@ -193,7 +193,7 @@ class WatchedFolder:
         """Reports once that a folder cannot be read, and once that it can be read again."""
         if problem and place not in self._problems:
             self._problems.add(place)
-            self._say(f"{shown(place)}: cannot be read ({problem}). It is looked for until it is back.")
+            self._say(f"{shown(place)}: cannot be read ({problem}). The watch continues, and reads it when it is back.")
         elif not problem and place in self._problems:
             self._problems.remove(place)
             self._say(f"{shown(place)}: can be read again.")

@@ -555,7 +555,7 @@ def test_feedback_moves_the_threshold_of_later_runs(folder: Path, capsys: pytest
     assert "normal (score" in said
     assert "written to head.feedback.jsonl" in said
     assert inspect("--feedback", "normal", highest) == 2
-    assert "was marked as normal before" in capsys.readouterr().err
+    assert "is already marked as normal" in capsys.readouterr().err
     (folder / "new.png").write_bytes((folder / highest).read_bytes())
     assert inspect(highest, "all", "new.png") == 0  # the folder of the output goes on
     assert "1 mark of feedback: threshold" in capsys.readouterr().err
@@ -610,7 +610,7 @@ def test_copies_count_once_and_few_images_are_told_early(
     assert calibrate.main([*command, "--normal", "good"]) == 0
     said = capsys.readouterr().err
     assert "1 image is a copy of another one, and is counted once" in said
-    assert "1 file is of no kind that is read here, and left out: 1 .heic" in said
+    assert "1 file is of a kind that is not read here, and left out: 1 .heic" in said
     kept = Calibration.read(folder / "head.calibration.json")
     assert (kept.image.n, kept.origin and kept.origin.images) == (9, 9)
     for name in range(8):

@@ -150,7 +150,7 @@ def test_a_file_without_dicoms_beginning_says_what_to_do(tmp_path: Path) -> None
     for name in ("a.dcm", "b.dicom"):
         path = tmp_path / name
         path.write_bytes(content(dicom(RAMP))[132:])
-        with pytest.raises(DatasetError, match=r"does not begin as DICOM files do.* Export it anew") as caught:
+        with pytest.raises(DatasetError, match=r"does not start like a DICOM file.* Export it again") as caught:
             read_image(path)
         assert "force" not in str(caught.value)
 

@@ -28,7 +28,9 @@ def test_files_of_unknown_kinds_are_named(tmp_path: Path) -> None:
     assert not found.problems
     assert [p.name for p in other_files(tmp_path)] == ["b.heic", "binary", "c.HEIC", "d.cr2"]
     sentence = say_others(found.others)
-    assert sentence.startswith("5 files are of no kind that is read here, and left out: 2 .heic, 1 .cr2, 1 .eps, 1 wit")
+    assert sentence.startswith(
+        "5 files are of a kind that is not read here, and left out: 2 .heic, 1 .cr2, 1 .eps, 1 wit"
+    )
     assert str(tmp_path / "b.heic") in sentence
     assert say_others([]) == ""
 

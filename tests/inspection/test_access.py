@@ -136,7 +136,7 @@ def test_a_token_is_read_without_what_stands_around_it(tmp_path: Path, text: str
         (b"x" * (FEWEST - 1), "the token has 31 characters"),
         (b"x" * 5000, "the token has 5000 characters"),
         (b"x" * 10000, "at most 8,192 are read"),
-        (b"two words that are long enough for a token", "holds white space"),
+        (b"two words that are long enough for a token", "contains white space"),
         ("ä".encode() * FEWEST, "contains white space or a character that is not allowed in a header"),
         (b"\xff" * FEWEST, "Save it as UTF-8"),
     ],

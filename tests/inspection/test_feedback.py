@@ -114,15 +114,15 @@ def test_marks_that_say_nothing_are_refused_and_the_last_word_counts(tmp_path: P
     made = calibrated()
     feedback = Feedback(made, tmp_path / "head.feedback.jsonl")
     for mark, score, words in (
-        ("anomalous", 9.0, "judged anomalous already"),
-        ("normal", -9.0, "judged normal already"),
+        ("anomalous", 9.0, "the verdict is anomalous already"),
+        ("normal", -9.0, "the verdict is normal already"),
         ("undo", 9.0, "nothing to undo"),
     ):
         with pytest.raises(UserError, match=words):
             feedback.mark(mark, "1" * 16, "a.png", score)  # type: ignore[arg-type]
     assert not (tmp_path / "head.feedback.jsonl").exists()
     feedback.mark("normal", "1" * 16, "a.png", 9.0)
-    with pytest.raises(UserError, match="was marked as normal before"):
+    with pytest.raises(UserError, match="is already marked as normal"):
         feedback.mark("normal", "1" * 16, "copy.png", 9.0)
     feedback.mark("anomalous", "1" * 16, "a.png", 9.0)  # that was a mistake: it is one after all
     assert feedback.calibration == made

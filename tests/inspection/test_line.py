@@ -291,7 +291,7 @@ def test_a_disk_that_is_full_for_a_while_is_waited_for(
     assert stage.line.drifts["Blue"].images == 10  # so does what tells of drift
     assert len(stage.said) == 2
     assert "No space left on device" in stage.said[0]
-    assert stage.said[1] == "All can be written again."
+    assert stage.said[1] == "Writing is possible again."
     assert not moves or len(list(Path("good").iterdir())) + len(list(Path("bad").iterdir())) == 10
 
 
@@ -337,7 +337,7 @@ def test_results_that_are_moved_away_are_waited_for_and_no_file_moves_without_it
     assert [row["path"] for row in rows()] == ["in/00001.png", "in/00002.png"]
     assert stage.seen == ["in/00001.png", "in/00002.png"]
     assert ["was removed or moved during the run" in said for said in stage.said] == [True, False]
-    assert stage.said[1] == "All can be written again."
+    assert stage.said[1] == "Writing is possible again."
 
 
 def test_a_disk_that_stays_full_ends_a_watch_that_is_to_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -508,6 +508,6 @@ def test_a_disk_that_fills_under_a_running_watcher_loses_nothing(folder: Path, r
     code, _, err = stop(process)
     assert code == 0
     assert "cannot be written" in err
-    assert "All can be written again." in err
+    assert "Writing is possible again." in err
     check_all_moved(40)
     check_all_told(receiver, 40)

@@ -125,7 +125,7 @@ def test_files_of_all_forms_mean_the_same(tmp_path: Path) -> None:
         ({"size": [40, 40], "include": [[["1", 2], [3, 4], [5, 6]]]}, "expected a number"),
         ({"size": [40, 40], "include": [[[1, 2], [3, 4]]]}, "fewer than 3 points"),
         ({"size": [40, 40], "include": [[[50, 50], [60, 50], [60, 60]]]}, "leaves no pixel"),
-        ({"size": [40, 40], "include": [[[1e12, 0], [0, 1e12], [0, 0]]]}, "billion pixels off"),
+        ({"size": [40, 40], "include": [[[1e12, 0], [0, 1e12], [0, 0]]]}, "billion pixels away"),
         ({"size": [10**9, 10**9], "include": [SQUARE]}, "size: has more than"),
         ({"shapes": [], "imageHeight": 4, "imageWidth": 4}, "there is no outline"),
         (

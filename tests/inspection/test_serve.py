@@ -388,8 +388,8 @@ def test_what_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     nowhere = ["--checkpoint", str(tmp_path / "absent.ckpt")]
     others, with_token = ["--host", "0.0.0.0"], ["--token_file", str(token)]
     for flags, said in (
-        (others, "there is no password"),
-        ([*others, *with_token], "the token crosses the network in the clear"),
+        (others, "without a password: anyone who can reach it"),
+        ([*others, *with_token], "the token is sent over the network without encryption"),
         ([*others, *with_token, "--proxy", "172.30.0.0/24"], ""),
         (with_token, ""),
         ([], ""),
