@@ -102,7 +102,7 @@ def _add_build_options(parser: argparse.ArgumentParser) -> None:
     images.add_argument("--image_column", metavar="NAME", help="column of the images in Parquet files")
     images.add_argument("--batch_size", type=COUNT, default=8, metavar="N", help="images per batch; 8 by default")
     images.add_argument("--num_workers", type=COUNT, default=2, metavar="N", help="decoder threads; 2 by default")
-    parser.add_argument("--task", action="store_true", help=argparse.SUPPRESS)  # set by SLURM or Ray tasks of a build
+    parser.add_argument("--task", action="store_true", help=argparse.SUPPRESS)  # set by SLURM tasks of a build
 
 
 def _source_options(args: Sequence[str], options: argparse.Namespace) -> "SourceOptions":

@@ -8,8 +8,7 @@ import hashlib
 import shutil
 import signal
 import sys
-from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,7 +21,7 @@ from afclip_lightning.types import Sample
 from afclip_runtime.bulk.parts import numbered
 from afclip_runtime.errors import DatasetError, UserError
 from afclip_runtime.files import read_json, write_json
-from afclip_runtime.launch import Ended, Job, Outcome, Unit, Where, launch, signals
+from afclip_runtime.launch import Ended, NumberedJob, Outcome, Unit, Where, launch, signals
 from afclip_runtime.launch.locks import try_lock
 from afclip_runtime.launch.signals import StoppedError
 from afclip_runtime.launch.worker import run_claimed
@@ -57,11 +56,13 @@ class Images(Protocol):
         digest: Identifies these images and features.
         sizes: Number of images of each chunk; 0 if it is known only after reading.
         store: Folder of the feature store.
+        gpu: Whether a GPU is used if there is one.
     """
 
     digest: str
     sizes: list[int]
     store: FeatureStore
+    gpu: bool
 
     def compute(self, number: int) -> None:
         """Computes the missing features of a chunk.
@@ -106,6 +107,7 @@ class RunImages:
             self.samples.append(samples)
             self.chunks += [(number, first, min(first + size, len(samples))) for first in range(0, len(samples), size)]
         self.digest = facts.hexdigest()
+        self.gpu = run.config.trainer.accelerator != "cpu"
         self.sizes = [end - first for _, first, end in self.chunks]
 
     def _read_for(self, part: Part) -> None:
@@ -122,7 +124,7 @@ class RunImages:
         self.run.trainer.predict(FeatureBuilder(part.reader), loader, return_predictions=False)
 
 
-class FeatureChunks(Job):
+class FeatureChunks(NumberedJob):
     """Chunks of images for the launcher's workers.
 
     Args:
@@ -132,20 +134,20 @@ class FeatureChunks(Job):
     """
 
     def __init__(self, load: Callable[[bool], Images], images: Images) -> None:
+        super().__init__(range(len(images.sizes)))
         self.load = load
+        self.gpu = images.gpu
         self.digest = images.digest
         self.folder = (images.store.folder.parent / BUILDS / images.digest).absolute()
         self.sizes = images.sizes
         self.images: Images | None = images
-        self.error = ""  # why no chunk can be computed
-        self.rest = deque(range(len(self.sizes)))  # chunks that this process does not know to be done
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "images": None}  # a worker has its own
 
-    def left(self) -> int:
-        """Returns the number of chunks that are still to be computed."""
-        return sum(not self.is_done(number) and not self.failure(number) for number in range(len(self.sizes)))
+    def todo(self) -> list[int]:
+        """Returns the chunks that are still to be computed."""
+        return [number for number in range(len(self.sizes)) if not self.is_finished(number)]
 
     def start(self) -> None:
         """Loads the backbone and lists the images.
@@ -156,27 +158,6 @@ class FeatureChunks(Job):
         self.images = self.load(True)
         if self.images.digest != self.digest:
             raise UserError("The images have changed since the build began. Start it again.")
-
-    def claim(self, skip: Collection[str]) -> Unit | None:
-        """Claims the next chunk that no other process has claimed, and returns it.
-
-        Raises:
-            UserError: The store cannot be written.
-        """
-        if self.error:
-            raise UserError(self.error)
-        for _ in range(len(self.rest)):
-            number = self.rest.popleft()
-            if str(number) in skip or self.is_done(number) or self.failure(number):
-                continue
-            lock = try_lock(self._lock(number))
-            if lock is None:
-                self.rest.append(number)  # its process may die
-            elif self.is_done(number):
-                lock.release()
-            else:
-                return Unit(str(number), lock, number)
-        return None
 
     def run(self, unit: Unit) -> None:
         """Computes a chunk."""
@@ -193,6 +174,14 @@ class FeatureChunks(Job):
     def fail(self, name: str, error: str) -> None:
         """Notes why a chunk failed."""
         self._write("failed", int(name), {"error": error})
+
+    def is_finished(self, number: int) -> bool:
+        """Returns whether a chunk is done or has failed."""
+        return self.is_done(number) or bool(self.failure(number))
+
+    def lock_path(self, number: int) -> Path:
+        """Returns the lock file of a chunk."""
+        return numbered(self.folder / "locks", number, ".lock")
 
     def is_done(self, number: int) -> bool:
         """Returns whether the features of a chunk are computed."""
@@ -216,7 +205,7 @@ class FeatureChunks(Job):
         """Clears failures and attempts, and the notes of an earlier build if it was complete."""
         shutil.rmtree(self.folder if self.is_complete else self.folder / "failed", ignore_errors=True)
         for number in range(len(self.sizes)):
-            path = self._lock(number)
+            path = self.lock_path(number)
             if path.exists() and not self.is_done(number) and (lock := try_lock(path)) is not None:
                 with lock:
                     lock.attempts = 0
@@ -226,9 +215,6 @@ class FeatureChunks(Job):
         write_json(self.folder / COMPLETE, {})
         for name in ("done", "locks", "failed"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
-
-    def _lock(self, number: int) -> Path:
-        return numbered(self.folder / "locks", number, ".lock")
 
     def _write(self, kind: str, number: int, content: dict[str, str]) -> None:
         write_json(numbered(self.folder / kind, number, ".json"), content)

@@ -84,6 +84,7 @@ class SourceImages:
         assert method.store is not None
         self.store: FeatureStore = method.store
         self.method, self.options = method, options
+        self.gpu = options.accelerator != "cpu"
         named = json.dumps([list(options.sources), str(Path.cwd()), self.store.key, self.store.spec.taps])
         self.digest = f"images-{hashlib.blake2b(named.encode(), digest_size=8).hexdigest()}"
         self.folder = (self.store.folder.parent / BUILDS / self.digest).absolute()

@@ -123,7 +123,12 @@ def claim(out: Path, number: int) -> Lock | None:
     Raises:
         UserError: The output folder cannot be written.
     """
-    return try_lock(numbered(out / FOLDER / "locks", number, ".lock"))
+    return try_lock(lock_path(out, number))
+
+
+def lock_path(out: Path, number: int) -> Path:
+    """Returns the lock file of a shard."""
+    return numbered(out / FOLDER / "locks", number, ".lock")
 
 
 def _judge(judge: Judge, number: int) -> Facts:

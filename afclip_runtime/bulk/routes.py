@@ -5,8 +5,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from afclip_runtime.bulk.judging import Job, Judge
-from afclip_runtime.bulk.parts import Facts, facts_of
+from afclip_runtime.bulk.parts import Facts, facts_of, part_path
 from afclip_runtime.bulk.shards import Shards
+from afclip_runtime.files import refresh
 from afclip_runtime.launch import Ended, Outcome, Where, launch, signals
 
 if TYPE_CHECKING:
@@ -36,14 +37,11 @@ def judge_shards(
     Raises:
         UserError: A file cannot be written, or no worker can begin.
     """
-    if where.launcher == "ray":
-        from afclip_runtime.bulk.on_ray import judge_on_ray
-
-        return judge_on_ray(job, todo, where.jobs, where.ray_address, on_shard)
     if where.launcher == "local" and where.jobs == 1:
         return _judge_here(Judge(job, models, on_image), todo, on_shard)
 
     def report(name: str, outcome: Outcome) -> None:
+        refresh(part_path(job.out, int(name)).parent)  # another node may have written it a moment ago
         if (facts := facts_of(job.out, int(name))) is not None:
             on_shard(facts)
 

@@ -1,15 +1,16 @@
 """The shards of a job as units of work of the launcher."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
-from afclip_runtime import launch
-from afclip_runtime.bulk.judging import Job, Judge, claim, write_failure
+from afclip_runtime.bulk.judging import Job, Judge, lock_path, write_failure
 from afclip_runtime.bulk.plan import Plan
 from afclip_runtime.errors import UserError
-from afclip_runtime.launch import Unit
+from afclip_runtime.launch import NumberedJob, Unit
 
 
-class Shards(launch.Job):
+class Shards(NumberedJob):
     """Shards for the launcher's workers.
 
     Args:
@@ -18,40 +19,27 @@ class Shards(launch.Job):
     """
 
     def __init__(self, job: Job, todo: Sequence[int]) -> None:
+        super().__init__(todo)
         self.job = job
-        self.rest = list(todo)  # in a worker: shards that this process does not know to be done
+        self.gpu = job.gpu
         self.judge: Judge | None = None
-        self.error = ""
 
-    def left(self) -> int:
-        """Returns the number of shards still to be inspected."""
-        return len(Plan.read(self.job.out).todo(self.job.out, self.rest))
+    def todo(self) -> list[int]:
+        """Returns the shards that are still to be inspected."""
+        return Plan.read(self.job.out).todo(self.job.out, self.rest)
 
     def start(self) -> None:
         """Loads the models."""
-        self.judge = Judge(self.job)
+        self.judge = Judge(self.job if self.threads is None else replace(self.job, threads=self.threads))
 
-    def claim(self, skip: Collection[str]) -> Unit | None:
-        """Claims the next free shard.
-
-        Raises:
-            UserError: A file could not be written, so further files cannot be written either.
-        """
+    def is_finished(self, number: int) -> bool:
+        """Returns whether a shard needs no inspection."""
         assert self.judge is not None
-        if self.error:
-            raise UserError(self.error)
-        taken = []
-        while self.rest:
-            number = self.rest.pop(0)
-            if str(number) in skip or self.judge.is_done(number):
-                continue
-            if (lock := claim(self.job.out, number)) is None:
-                taken.append(number)
-                continue
-            self.rest = taken + self.rest
-            return Unit(str(number), lock, number)
-        self.rest = taken
-        return None
+        return self.judge.is_done(number)
+
+    def lock_path(self, number: int) -> Path:
+        """Returns the lock file of a shard."""
+        return lock_path(self.job.out, number)
 
     def run(self, unit: Unit) -> None:
         """Inspects a shard."""

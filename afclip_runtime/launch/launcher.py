@@ -6,6 +6,7 @@ from pathlib import Path
 
 from afclip_runtime.errors import UserError
 from afclip_runtime.launch.job import Job
+from afclip_runtime.launch.numbered import NumberedJob
 from afclip_runtime.launch.where import Ended, Report, Where
 
 
@@ -16,7 +17,7 @@ def launch(job: Job, where: Where, folder: Path, report: Report = lambda name, o
         job: The job.
         where: Where it runs.
         folder: Folder of the job. Tasks on other machines log to its subfolders `slurm/` and `ray/`.
-        report: Function that is called after each unit run by a worker of this machine.
+        report: Function that is called after each unit run by a worker of this machine or an actor.
 
     Raises:
         UserError: No unit can be run: the job's `start` has failed, workers die before their first unit, or there is no
@@ -31,6 +32,10 @@ def launch(job: Job, where: Where, folder: Path, report: Report = lambda name, o
         from afclip_runtime.launch.slurm import run_slurm
 
         return run_slurm(where, folder)
+    if where.launcher == "ray" and isinstance(job, NumberedJob):
+        from afclip_runtime.launch.ray_actors import run_actors
+
+        return run_actors(job, where, report)
     if where.launcher == "ray":
         from afclip_runtime.launch.ray_tasks import run_ray
 

@@ -18,7 +18,7 @@ from afclip_runtime.launch.where import Ended, Where
 
 LOOK = 0.5  # seconds between two checks of the tasks
 RETRIES = 3  # of a task whose node or process is lost; it continues with the remaining units
-HANDED_ON = ("AFCLIP_", "PYTHONPATH", "OMP_NUM_THREADS")  # prefixes of environment variables that tasks inherit
+HANDED_ON = ("AFCLIP_", "PYTHONPATH", "OMP_NUM_THREADS")  # prefixes of environment variables that workers inherit
 
 
 def run_ray(where: Where, folder: Path, grace: float) -> Ended:
@@ -40,7 +40,7 @@ def run_ray(where: Where, folder: Path, grace: float) -> Ended:
         logs = folder.absolute() / "ray"
         logs.mkdir(parents=True, exist_ok=True)
         gpus = 1 if ray.cluster_resources().get("GPU") else 0
-        variables = {name: value for name, value in os.environ.items() if name.startswith(HANDED_ON)}
+        variables = variables_for_workers()
         task = ray.remote(run_command).options(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)
         files = [logs / f"{number}.log" for number in range(1, where.jobs + 1)]
         with signals.noting() as noted:
@@ -80,6 +80,11 @@ def open_ray(address: str | None) -> Any:
         place = f"--ray_address {shown(address)}" if address else "--launcher ray"
         raise UserError(f"{place}: no Ray can be used ({reason}). `ray start --head` starts a cluster.") from error
     return ray
+
+
+def variables_for_workers() -> dict[str, str]:
+    """Returns the variables of this environment that workers on other machines have too."""
+    return {name: value for name, value in os.environ.items() if name.startswith(HANDED_ON)}
 
 
 def _code(ray: Any, task: Any) -> int | str:

@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 
 from afclip_runtime.bulk.judging import Job
-from afclip_runtime.bulk.on_ray import judge_on_ray, share_of
 from afclip_runtime.bulk.parts import Facts
 from afclip_runtime.bulk.plan import make_plan
+from afclip_runtime.bulk.routes import judge_shards
 from afclip_runtime.bulk.sources import Listing
 from afclip_runtime.cli.inspect import main
 from afclip_runtime.errors import UserError
+from afclip_runtime.launch import Where
+from afclip_runtime.launch.ray_actors import share_of
 from tests.support.bundles import write_bundle
 from tests.support.kills import inspect_with_kills, load_deadly, start, table_of, write_slow_images
 
@@ -106,7 +108,7 @@ def test_a_shard_that_kills_its_actors_fails_and_the_others_are_judged(bundle: P
     plan = make_plan(tmp_path / "out", Listing([str(tmp_path / "images")], tmp_path / "out"), "settings", 2)
     judged: list[Facts] = []
     job = Job(tmp_path / "out", partial(load_deadly, bundle, paths[3]))
-    ended = judge_on_ray(job, plan.todo(job.out), 1, None, judged.append)
+    ended = judge_shards(job, plan.todo(job.out), Where("ray"), {}, judged.append)
     assert ended.signal is None
     assert {facts.shard: facts.failed for facts in judged} == {0: 0, 1: 2, 2: 0}
     errors = table_of(job.out)["error"].to_pylist()
@@ -120,7 +122,7 @@ def test_a_model_that_cannot_be_loaded_is_one_error(tmp_path: Path) -> None:
     plan = make_plan(tmp_path / "out", Listing([str(tmp_path / "images")], tmp_path / "out"), "settings", 1)
     job = Job(tmp_path / "out", partial(load_deadly, tmp_path / "nowhere", tmp_path))
     with pytest.raises(UserError, match="nowhere"):
-        judge_on_ray(job, [0, 1], 1, None, print)
+        judge_shards(job, [0, 1], Where("ray"), {}, print)
     assert plan.todo(tmp_path / "out") == [0, 1]
 
 

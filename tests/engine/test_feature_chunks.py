@@ -28,7 +28,7 @@ class FakeImages:
     """Images whose features are noted in a list."""
 
     def __init__(self, store: Any, sizes: list[int]) -> None:
-        self.store, self.digest, self.sizes = store, "abcd", sizes
+        self.store, self.digest, self.sizes, self.gpu = store, "abcd", sizes, False
         self.computed: list[int] = []
         self.full = False
 

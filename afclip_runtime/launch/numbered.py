@@ -1,0 +1,76 @@
+"""Jobs whose units are numbers, each with a lock file of its own: shards of images, chunks of features."""
+
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from afclip_runtime.errors import UserError
+from afclip_runtime.launch.job import Job, Unit
+from afclip_runtime.launch.locks import try_lock
+
+
+class NumberedJob(Job):
+    """A job whose units are numbers. On Ray, actors run the units that they are given; other workers take the next one.
+
+    Args:
+        numbers: Units of this launch.
+
+    Attributes:
+        gpu: Whether each actor has a GPU, where the cluster has any.
+        threads: Threads that a worker has, where Ray shares the processors among actors; `None` leaves it to the job.
+        error: Why no further unit can be run, as when the disk is full; empty while they can.
+    """
+
+    gpu: bool = False
+    threads: int | None = None
+
+    def __init__(self, numbers: Sequence[int]) -> None:
+        self.rest = deque(numbers)  # in a worker: what this process has not seen finished
+        self.error = ""
+
+    @abstractmethod
+    def todo(self) -> list[int]:
+        """Returns the units that are still to be run. Called by the launcher."""
+
+    @abstractmethod
+    def is_finished(self, number: int) -> bool:
+        """Returns whether a unit is done or has failed. Called in a worker."""
+
+    @abstractmethod
+    def lock_path(self, number: int) -> Path:
+        """Returns the lock file of a unit."""
+
+    def left(self) -> int:
+        """Returns how many units are still to be run."""
+        return len(self.todo())
+
+    def claim(self, skip: Collection[str]) -> Unit | None:
+        """Returns the next unit that is not finished and that nobody has.
+
+        Raises:
+            UserError: No further unit can be run.
+        """
+        for _ in range(len(self.rest)):
+            number = self.rest.popleft()
+            if str(number) in skip or self.is_finished(number):
+                continue
+            if (unit := self.claim_number(number)) is not None:
+                return unit
+            self.rest.append(number)  # the process that has it may die
+        return None
+
+    def claim_number(self, number: int) -> Unit | None:
+        """Returns a unit; `None` if it is finished or another process has it.
+
+        Raises:
+            UserError: No further unit can be run, or the lock file cannot be made.
+        """
+        if self.error:
+            raise UserError(self.error)
+        if (lock := try_lock(self.lock_path(number))) is None:
+            return None
+        if self.is_finished(number):  # by the process that had the lock
+            lock.release()
+            return None
+        return Unit(str(number), lock, number)
