@@ -93,6 +93,7 @@ def serve(connection: Connection, job: Job, skip: Collection[str], device: str |
             _work(connection, job, set(skip))
         except (UserError, OSError) as error:
             connection.send(Refused(message_of(error)))
+    gc.unfreeze()  # the interpreter frees all at its end, else bindings made with nanobind report leaks
     sys.stdout.flush()
 
 
