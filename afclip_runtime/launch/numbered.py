@@ -11,22 +11,22 @@ from afclip_runtime.launch.locks import try_lock
 
 
 class NumberedJob(Job):
-    """A job whose units are numbers. On Ray, actors run the units that they are given; other workers take the next one.
+    """A job whose units are numbers. On Ray, actors run given units; other workers claim the next free unit.
 
     Args:
         numbers: Units of this launch.
 
     Attributes:
-        gpu: Whether each actor has a GPU, where the cluster has any.
-        threads: Threads that a worker has, where Ray shares the processors among actors; `None` leaves it to the job.
-        error: Why no further unit can be run, as when the disk is full; empty while they can.
+        gpu: Whether each actor has a GPU, if the cluster has any.
+        threads: Number of threads of a worker, set on Ray, where actors share the processors; else `None`.
+        error: Reason why no further unit can be run, for example a full disk. Else empty.
     """
 
     gpu: bool = False
     threads: int | None = None
 
     def __init__(self, numbers: Sequence[int]) -> None:
-        self.rest = deque(numbers)  # in a worker: what this process has not seen finished
+        self.rest = deque(numbers)  # in a worker: units that this process does not know to be finished
         self.error = ""
 
     @abstractmethod
@@ -42,11 +42,11 @@ class NumberedJob(Job):
         """Returns the lock file of a unit."""
 
     def left(self) -> int:
-        """Returns how many units are still to be run."""
+        """Returns the number of units that are still to be run."""
         return len(self.todo())
 
     def claim(self, skip: Collection[str]) -> Unit | None:
-        """Returns the next unit that is not finished and that nobody has.
+        """Claims the next unit that is not finished and that no other process has, and returns it.
 
         Raises:
             UserError: No further unit can be run.
@@ -61,7 +61,7 @@ class NumberedJob(Job):
         return None
 
     def claim_number(self, number: int) -> Unit | None:
-        """Returns a unit; `None` if it is finished or another process has it.
+        """Claims a unit, and returns it; `None` if it is finished or another process has it.
 
         Raises:
             UserError: No further unit can be run, or the lock file cannot be made.

@@ -1,7 +1,7 @@
-"""Numbered jobs on Ray Data: one actor per device loads the model once, and runs unit after unit.
+"""Numbered jobs on Ray Data: one actor per device loads the model once, and runs units.
 
-What travels are numbers of units and what became of them. An actor reads its images and writes its results itself. No
-image enters Ray's object store, and the memory of an actor is that of a local worker.
+Only numbers of units and their outcomes are sent. An actor reads its images and writes its results itself. No image
+enters Ray's object store, and an actor needs as much memory as a local worker.
 """
 
 import logging
@@ -25,12 +25,12 @@ from afclip_runtime.launch.worker import run_claimed
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What an actor says of a unit.
+    """The answer of an actor for a unit.
 
     Attributes:
         number: The unit.
-        outcome: What became of it; `None` while another process has it.
-        refused: Why no unit can be run: the model cannot be loaded, or the disk is full. Else empty.
+        outcome: Its outcome; `None` while another process has it.
+        refused: Reason why no unit can be run: the model cannot be loaded, or the disk is full. Else empty.
     """
 
     number: int
@@ -39,11 +39,11 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Actor:
-    """Runs the units that Ray Data hands to it. The model is loaded with the first one.
+    """Runs units for Ray Data. The model is loaded with the first unit.
 
     Args:
         job: The job.
-        folder: It runs in.
+        folder: Working folder.
     """
 
     def __init__(self, job: NumberedJob, folder: str) -> None:
@@ -52,7 +52,7 @@ class Actor:
         self.started, self.clean = False, True
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, bytes]:
-        """Runs the unit whose number is `item`, and returns an `Answer` as JSON."""
+        """Runs the unit with the number `item`. Returns an `Answer` as JSON."""
         if not self.clean:
             os.kill(os.getpid(), signal.SIGKILL)  # Ray starts another actor, which gets this unit
         return {"answer": msgspec.json.encode(self._answer(int(row["item"])))}
@@ -72,20 +72,20 @@ class Actor:
 
 
 def run_actors(job: NumberedJob, where: Where, report: Report) -> Ended:
-    """Runs the units of a job in the actors of a Ray cluster, and returns how that ended.
+    """Runs the units of a job in the actors of a Ray cluster, and returns how this ended.
 
-    Ray starts an actor again that has died, on another node if its own is lost; its unit is run anew. Actors die with
-    this process.
+    Ray restarts a dead actor, on another node if its node is lost, and its unit is run again. Actors end with this
+    process.
 
     Args:
-        job: The job. All nodes have its folder under the same path, and the same installation.
-        where: Workers, at most one per GPU where the job uses GPUs and the cluster has any; the cluster's address.
-        report: Called after each unit.
+        job: The job. All nodes must have its folder under the same path, and the same installation.
+        where: Number of actors, at most one per GPU if the job uses GPUs and the cluster has any; address.
+        report: Function that is called after each unit.
 
     Raises:
         UserError: Ray is not installed, there is no such cluster, or no unit can be run.
     """
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it warns of actors whose arguments might be lost
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else it warns about actors with large arguments
     with output_to(Path(os.devnull)):
         ray = open_ray(where.ray_address)
     with signals.noting(raises=True) as noted:
@@ -109,7 +109,7 @@ def _run(ray: Any, job: NumberedJob, where: Where, report: Report) -> None:
     if where.ray_address:  # one that is started here has the environment of this process
         resources["runtime_env"] = {"env_vars": variables_for_workers()}
     pool = data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=1)
-    units = data.from_items(todo, override_num_blocks=len(todo))  # a block is what an actor takes at once
+    units = data.from_items(todo, override_num_blocks=len(todo))  # an actor gets one block at a time
     actor: Any = Actor  # Ray's types know functions only
     arguments = (job, os.getcwd())
     for row in units.map(actor, fn_constructor_args=arguments, compute=pool, **resources).iter_rows():
@@ -121,14 +121,14 @@ def _run(ray: Any, job: NumberedJob, where: Where, report: Report) -> None:
 
 
 def share_of(nodes: Sequence[Mapping[str, float]], jobs: int, gpu: bool) -> tuple[int, dict[str, Any]]:
-    """Returns the number of actors, and what each has: `num_cpus` and `num_gpus`.
+    """Returns the number of actors, and the resources of each: `num_cpus` and `num_gpus`.
 
-    Processors are shared equally, so that all actors find room on the nodes.
+    Actors get equal numbers of processors, such that all actors fit on the nodes.
 
     Args:
-        nodes: `CPU` and `GPU` that each node has.
-        jobs: Actors that are asked for.
-        gpu: Whether each has a GPU, where there is any.
+        nodes: Numbers of `CPU` and `GPU` per node.
+        jobs: Requested number of actors.
+        gpu: Whether each actor has a GPU, if there are any.
     """
     gpus = sum(int(node.get("GPU", 0)) for node in nodes) if gpu else 0
     actors = min(jobs, gpus) if gpus else jobs
