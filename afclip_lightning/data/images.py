@@ -1,4 +1,4 @@
-"""Images and masks on disk: finding them, pairing them, reading them."""
+"""Finds, pairs and reads images and masks on disk."""
 
 import os
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ def file_inside(root: Path, relative: str, where: str) -> Path:
     """Returns the file that a table names by its path from `root`.
 
     Args:
-        root: Folder that the table's paths start at.
+        root: Folder to which the table's paths are relative.
         relative: The path as the table gives it.
         where: The table's file and line, for the message.
 
@@ -25,12 +25,12 @@ def file_inside(root: Path, relative: str, where: str) -> Path:
         DatasetError: The path leads out of `root`, or there is no such file.
     """
     path = find(root, relative)
-    base, absolute = os.path.abspath(root), os.path.abspath(path)  # texts: a large set has this done for each file
+    base, absolute = os.path.abspath(root), os.path.abspath(path)  # strings, which are fast for many files
     if absolute != base and not absolute.startswith(base.rstrip(os.sep) + os.sep):
         raise DatasetError(f"{where}: {relative!r} leads out of {root}. Paths start at that folder and stay in it.")
     try:
         there = path.is_file()
-    except OSError as error:  # a name that is too long, a folder that may not be read
+    except OSError as error:  # such as a name that is too long, or a folder without read permission
         raise DatasetError(f"{where}: {relative[:80]!r} names no file ({error.strerror}). Correct the line.") from error
     if not there:
         raise DatasetError(f"{where}: there is no file {path}. Restore it or remove the line.")
@@ -48,13 +48,12 @@ def pair_masks(
     Args:
         images: Anomalous images.
         masks: Mask files. The stem of a mask is the stem of its image followed by one of `suffixes`.
-        suffixes: What may follow the image's stem.
-        roots: Folder of the images and folder of the masks, where files in subfolders are paired within equal
-            subfolders; by default every file is taken to lie in one folder.
+        suffixes: Suffixes of a mask's stem after the image's stem.
+        roots: Folder of the images and folder of the masks. Files are then paired within corresponding subfolders. By
+            default, subfolders are ignored.
 
     Raises:
-        UnpairedError: An image has no mask or two, a mask has no image, or two images share a stem; it names each
-            file.
+        UnpairedError: An image has no mask or two, a mask has no image, or two images share a stem. It names each file.
     """
     image_root, mask_root = roots or (None, None)
     problems: list[str] = []
@@ -62,7 +61,7 @@ def pair_masks(
     for image in images:
         twin = by_stem.setdefault(_place(image, image_root, image.stem), image)
         if twin is not image:
-            alike = normal_form(twin.name) == normal_form(image.name)  # they would print alike, too
+            alike = normal_form(twin.name) == normal_form(image.name)  # they would also look equal when printed
             names = twice(twin.name, image.name) if alike else f"{twin.name} beside it has the same name."
             problems.append(f"{image}: {names} A mask fits both. Rename one.")
     paired: dict[Path, Path] = {}
@@ -93,25 +92,25 @@ def _place(path: Path, root: Path | None, stem: str) -> tuple[str | None, str]:
 def read_image(source: Source, draft: int | None = None, white: int | None = None) -> np.ndarray:
     """Returns the image as `[H, W, 3]`, uint8, RGB, upright.
 
-    Grey becomes three equal channels, more than 8 bits per channel are scaled to 8, a palette gives its colours and an
-    alpha channel is dropped. Of a file with several pages the first is read, in TIFF files the first that is no
-    thumbnail.
+    Grey becomes three equal channels, more than 8 bits per channel are scaled to 8, a palette is replaced by its
+    colours, and an alpha channel is dropped. In a file with several pages, the first is read; in TIFF files, the first
+    that is not a thumbnail.
 
     Args:
         source: A file, the bytes of one, or a Pillow image.
-        draft: Decode a JPEG at 1/2, 1/4 or 1/8 of its size, if no side falls below this many pixels; see
+        draft: Decode a JPEG at 1/2, 1/4 or 1/8 of its size if no side becomes smaller than this number of pixels; see
             `upright_shape`.
-        white: The value that becomes 255, in images of more than 8 bits; by default the largest that their bits hold.
+        white: The value that becomes 255, in images of more than 8 bits; by default the largest value of their bits.
 
     Raises:
-        DatasetError: It cannot be read or decoded to its end, holds fractions or values outside of 0 to 65535, or has
-            more than `MAX_PIXELS` pixels.
+        DatasetError: The image cannot be read or decoded to its end, has fractions or values outside of 0 to 65535, or
+            has more than `MAX_PIXELS` pixels.
     """
     return read(source, draft=draft).rgb(white)
 
 
 def mask_files(path: Path) -> list[Path]:
-    """Returns the files of a mask: itself, or, of a folder of masks, its images by name.
+    """Returns the files of a mask: the file itself, or the images of a folder of masks, sorted by name.
 
     Raises:
         DatasetError: The folder has no image, or cannot be listed.
@@ -124,14 +123,14 @@ def mask_files(path: Path) -> list[Path]:
 
 
 def union_of(regions: Sequence[np.ndarray], files: Sequence[Path]) -> np.ndarray:
-    """Returns what any of several masks marks, `[H, W]`.
+    """Returns the union of several masks, `[H, W]`.
 
     Args:
-        regions: What each marks, at least one.
-        files: Where each is from, for the message.
+        regions: The masks, at least one.
+        files: The file of each mask, for the message.
 
     Raises:
-        DatasetError: They are not of one size.
+        DatasetError: The masks have different sizes.
     """
     for file, region in zip(files, regions, strict=True):
         if region.shape != regions[0].shape:
@@ -144,15 +143,15 @@ def union_of(regions: Sequence[np.ndarray], files: Sequence[Path]) -> np.ndarray
 def read_mask(source: Source, threshold: int | None = None) -> np.ndarray:
     """Returns the mask as `[H, W]`, uint8 in {0, 1}, upright: any value above `threshold` in any colour is anomalous.
 
-    A palette counts by its colours, so black is normal whatever its index; an alpha channel says nothing of the region.
+    A palette is replaced by its colours, so black is normal whatever its index. An alpha channel is ignored.
 
     Args:
-        source: A file, the bytes of one, or a Pillow image; or a folder of masks, of which this is the union.
-        threshold: Highest value of the file that is still normal. By default 0, and half of the range in files of lossy
+        source: A file, the bytes of one, or a Pillow image; or a folder of masks, whose union is returned.
+        threshold: Highest value of the file that is still normal. By default it is 0, or half of the range for lossy
             formats, which blur the edges of masks.
 
     Raises:
-        DatasetError: It cannot be read or decoded to its end.
+        DatasetError: The mask cannot be read or decoded to its end.
     """
     if isinstance(source, Path) and source.is_dir() and (files := list_images(source)):
         return union_of([read_mask(file, threshold) for file in files], files)
@@ -160,18 +159,18 @@ def read_mask(source: Source, threshold: int | None = None) -> np.ndarray:
 
 
 def read_mask_of(image: Picture | Path, mask_path: Path, threshold: int | None = None) -> tuple[np.ndarray, int]:
-    """Returns the mask of an image, `[H, W]`, uint8 in {0, 1}, and how it was turned to lie as its image does.
+    """Returns the mask of an image, `[H, W]`, uint8 in {0, 1}, and the orientation by which it was turned upright.
 
-    A mask with an orientation of its own is turned by that alone (1: no more). One without is turned as its image, if
-    the image has one and the sizes fit only so: it was drawn on the image as that lies in the file.
+    A mask with its own orientation is turned by that only (1 means not at all). A mask without one is turned like its
+    image, if the image has an orientation and the sizes match only then: it was drawn on the image as stored.
 
     Args:
-        image: The image, or its file, of which the header is read.
-        mask_path: The mask, or a folder of masks, of which this is the union.
+        image: The image, or its file, whose header is read.
+        mask_path: The mask, or a folder of masks, whose union is returned.
         threshold: See `read_mask`.
 
     Raises:
-        DatasetError: One of them cannot be read, or they are not of one size.
+        DatasetError: The image or the mask cannot be read, or their sizes differ.
     """
     if mask_path.is_dir():
         files = mask_files(mask_path)
@@ -195,12 +194,12 @@ def read_mask_of(image: Picture | Path, mask_path: Path, threshold: int | None =
 
 
 def turn_of(mask: Picture, shape: tuple[int, int], orientation: int) -> int:
-    """Returns how a mask has to be turned to lie as its image does, 1 to 8; see `read_mask_of`.
+    """Returns the orientation, 1 to 8, by which a mask is turned to match its image; see `read_mask_of`.
 
     Args:
         mask: The mask.
-        shape: Height and width of the upright image.
-        orientation: How the image lies in its file.
+        shape: Height and width of the upright image, in pixels.
+        orientation: Orientation of the image in its file, 1 to 8.
     """
     lies = mask.shape != shape and mask.shape[::-1] == shape
     return orientation if lies and mask.orientation == 1 and orientation >= 5 else 1
@@ -217,7 +216,7 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def upright_shape(path: Path) -> tuple[int, int]:
-    """Returns height and width of the upright image, from the file's header: what `draft` does not change.
+    """Returns height and width of the upright image, from the file's header. `draft` does not change them.
 
     Raises:
         DatasetError: The header cannot be read, or the image has more than `MAX_PIXELS` pixels.

@@ -1,4 +1,4 @@
-"""What a dataset does not read of what lies in its folders: said, so that no count is wrong in silence."""
+"""Files in a dataset's folders that are not read. They are reported, so that no count is silently wrong."""
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from afclip_runtime.images.find import Found, list_folders, list_images, other_f
 UNKNOWN_KIND = "of no kind that is read as an image"
 MISPLACED = "where no image is looked for"
 NO_PICTURE = "in a folder that is named as one of masks, labels or depths"
-NAMED = 3  # of each reason, in a sentence
+NAMED = 3  # files per reason that a sentence names
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,17 @@ class LeftOut:
 
 
 def directly_in(folder: Path) -> Found:
-    """Returns the images and other files in a folder, without those below it."""
+    """Returns the images and other files in a folder, without its subfolders."""
     return Found(list_images(folder), other_files(folder), {})
 
 
 def unread(found: Found, read: Collection[Path] | None, image: str = MISPLACED) -> list[LeftOut]:
-    """Returns what is not read of the files that were found, each with its reason; text, tables and archives are not.
+    """Returns the found files that are not read, each with its reason, except text, tables and archives.
 
     Args:
         found: Images and other files.
-        read: Those that are read; `None` if that is not known, and every image counts as read.
-        image: Reason for what is an image.
+        read: Files that are read; `None` if they are not known, and every image counts as read.
+        image: Reason for images.
     """
     images = [] if read is None else [path for path in found.images if path not in read]
     others = [path for path in found.others if read is None or path not in read]
@@ -50,12 +50,12 @@ def unread(found: Found, read: Collection[Path] | None, image: str = MISPLACED) 
 
 
 def unread_folders(folder: Path, known: Collection[str], reason: str) -> list[LeftOut]:
-    """Returns the folders in `folder` that are not known and hold images: directly, or up to two folders down.
+    """Returns the unknown folders in `folder` with images: directly in them, or up to two levels below.
 
     Args:
-        folder: An absent one has none.
+        folder: The folder. If it is missing, the result is empty.
         known: Names of folders that are read, or are left out on purpose.
-        reason: Why they are not read.
+        reason: Reason why they are not read.
     """
     others = (inner for inner in list_folders(folder) if inner.name not in known)
     return [LeftOut(inner, reason) for inner in others if _holds_images(inner, depth=2)]
@@ -68,7 +68,7 @@ def _holds_images(folder: Path, depth: int) -> bool:
 
 
 def sentences(left_out: Iterable[LeftOut], root: Path) -> list[str]:
-    """Returns a sentence for each reason: how many files, why, and the first names."""
+    """Returns one sentence per reason: the number of files, the reason and the first names."""
     by_reason: dict[str, list[Path]] = {}
     for item in left_out:
         by_reason.setdefault(item.reason, []).append(item.path)
@@ -80,5 +80,5 @@ def sentences(left_out: Iterable[LeftOut], root: Path) -> list[str]:
 
 
 def short(path: Path, root: Path) -> str:
-    """Returns a path from `root`, or the whole of one that lies elsewhere."""
+    """Returns a path relative to `root`, or the whole path if it is outside."""
     return shown(path.relative_to(root).as_posix() if path.is_relative_to(root) else path)

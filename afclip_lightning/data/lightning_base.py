@@ -1,8 +1,8 @@
-"""Lightning's class of data and its warnings, or stand-ins where a process only looks at files.
+"""Lightning's data module and warnings, or stand-ins for a process that only checks files.
 
-`datasets list`, `check` and `show` read folders and pictures and never train, and Lightning would take most of their
-time. So a process that will do nothing else says so before a dataset is imported, and gets stand-ins that lack all
-that a trainer needs. Everybody else gets Lightning's own: a dataset in Python is a real `LightningDataModule`.
+`datasets list`, `check` and `show` read folders and pictures and never train. Importing Lightning would take most of
+their time. Such a process calls `look_at_files_only` before a dataset is imported, and gets stand-ins without the parts
+that a trainer needs. In all other cases a dataset is a real `LightningDataModule`.
 """
 
 import sys
@@ -17,19 +17,19 @@ _files_only = False
 
 
 class FilesOnly:
-    """What a dataset needs of a `LightningDataModule` while only its files are looked at."""
+    """The part of a `LightningDataModule` that a dataset needs while only its files are checked."""
 
     trainer = None
 
     def prepare_data(self) -> None:
-        """Makes nothing on disk."""
+        """Does nothing."""
 
     def setup(self, stage: str) -> None:
-        """Sets nothing up."""
+        """Does nothing."""
 
 
 def look_at_files_only() -> None:
-    """Lets this process do without Lightning, unless it has it already; called before a dataset is imported."""
+    """Makes this process work without Lightning, unless it is already imported. Call it before importing a dataset."""
     global _files_only
     _files_only = "lightning" not in sys.modules
 

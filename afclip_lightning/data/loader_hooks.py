@@ -1,6 +1,6 @@
-"""The loaders that a dataset gives Lightning: which images each batch holds, in which order, and what is read.
+"""The loaders that a dataset gives to Lightning: images of each batch, their order, and the data that is read.
 
-Torch is imported where a loader is made, so that a look at a dataset's files does without it.
+Torch is imported when a loader is made, so that checks of a dataset's files do not need it.
 """
 
 import os
@@ -27,24 +27,24 @@ if TYPE_CHECKING:
 
 
 class LoaderHooks(LightningDataModule, ABC):
-    """What gives loaders of a dataset's samples, however they lie on disk.
+    """Base class with the loaders of a dataset's samples, for any layout on disk.
 
     Args:
         train_split: Split that training reads.
         batch_size: Images per batch, in training and in testing.
-        num_workers: Loader processes; 0 loads in the main process.
+        num_workers: Number of loader processes; 0 loads in the main process.
 
     Attributes:
-        preprocess: Turns images and masks into tensors; `None` until `AnomalyData.connect`, which sets the next three
-            too.
-        loading: How images are read.
-        store: Where the features of images may lie, or `None`.
+        preprocess: Turns images and masks into tensors; `None` until `AnomalyData.connect`, which also sets the next
+            three attributes.
+        loading: Options of reading images.
+        store: Feature store, or `None`.
         few_shot_dir: Folder of few-shot images chosen by hand, or `None` to select them at random.
-        pairing: How tested images are paired; `None` if they are not. Set by `pair`.
+        pairing: Pairing of test images with references; `None` without pairs. Set by `pair`.
         reference_record: The references of each `(dataset, category)`, for the run folder.
-        own_size: Whether the loaders of tests give masks at each image's own size too; see `AnomalyData.evaluate_at`.
-        tiling: How tested images are seen in tiles; `None` where they are not.
-        skipped: Images that were left out so far, and why; empty unless `loading` says `on_error: skip`.
+        own_size: Whether test loaders also give masks at each image's own size; see `AnomalyData.evaluate_at`.
+        tiling: Tiling of test images; `None` for no tiles.
+        skipped: Images that were left out so far, with the reasons; empty unless `loading` has `on_error: skip`.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -82,12 +82,12 @@ class LoaderHooks(LightningDataModule, ABC):
 
     @abstractmethod
     def class_name_of(self, category: str) -> str:
-        """Returns what a prompt calls the category."""
+        """Returns the name of the category in prompts."""
 
     def pair(self, pairing: Pairing) -> None:
-        """Gives each image of the test split references from its own category, and notes them in `reference_record`.
+        """Gives each image of the test split references from its own category, and records them in `reference_record`.
 
-        Which they are depends on neither batches nor processes; see `draw_references`.
+        They depend neither on batches nor on processes; see `draw_references`.
 
         Raises:
             DatasetError: A category has too few images.
@@ -95,7 +95,7 @@ class LoaderHooks(LightningDataModule, ABC):
         samples = self.samples("test")
         references = draw_references(samples, pairing)
         self.pairing = pairing
-        self.reference_record.clear()  # and not a new one: a copy that is tested on shares its record
+        self.reference_record.clear()  # not a new one, because a copy that is tested on shares it
         paths = [Path(os.path.relpath(sample.image_path, self.root)).as_posix() for sample in samples]
         for sample, path, others in zip(samples, paths, references, strict=True):
             record = {"dataset": self.name, "category": sample.category, "seed": pairing.seed, "root": str(self.root)}
@@ -103,10 +103,10 @@ class LoaderHooks(LightningDataModule, ABC):
             of_category["references"][path] = [paths[position] for position in others]
 
     def threshold_samples(self, category: str) -> list[Sample]:
-        """Returns the normal images of a category that thresholds without labels may come from, sorted by path.
+        """Returns the normal images of a category for thresholds without labels, sorted by path.
 
-        These are the normal training images, or those of a set's own validation part. A method that was given some of
-        them as few-shot images scores these lower than others.
+        These are the normal training images, or those of the dataset's validation part. A method gives lower scores to
+        those that it has as few-shot images.
 
         Raises:
             DatasetError: A category in use has no such image.
@@ -114,10 +114,10 @@ class LoaderHooks(LightningDataModule, ABC):
         return [sample for sample in self.samples("train") if sample.category == category and sample.label == 0]
 
     def threshold_batches(self, leave_out: Collection[Path] = ()) -> "Iterable[Batch]":
-        """Returns the images of `threshold_samples` in batches as a test sees them, this process's part of them.
+        """Returns this process's part of the images of `threshold_samples`, in batches like those of a test.
 
         Args:
-            leave_out: Images that are not among them.
+            leave_out: Images to leave out.
         """
         from torch.utils.data import SequentialSampler
 
@@ -132,7 +132,7 @@ class LoaderHooks(LightningDataModule, ABC):
         return self.test_dataloader()
 
     def test_dataloader(self) -> "DataLoader[Batch]":
-        """Returns the loader of the test split; over several processes no image is repeated."""
+        """Returns the loader of the test split. With several processes, no image is repeated."""
         return self.ordered_loader("test")
 
     def predict_dataloader(self) -> "DataLoader[Batch]":
@@ -144,7 +144,7 @@ class LoaderHooks(LightningDataModule, ABC):
 
         Args:
             split: The split.
-            training: Whether its images are seen as in training: without references, tiles and what a test counts.
+            training: Whether images are read as in training: without references, tiles and facts for a test.
 
         Raises:
             DatasetError: There are fewer images than processes.
@@ -156,21 +156,21 @@ class LoaderHooks(LightningDataModule, ABC):
         return self._loader(samples, partial(ordered_sampler, references=references), references, training)
 
     def image_loader(self, samples: Sequence[Sample]) -> "DataLoader[Batch]":
-        """Returns a loader of images alone, in the order of the samples: their masks are not read."""
+        """Returns a loader of images only, in the order of the samples. Masks are not read."""
         from torch.utils.data import SequentialSampler
 
         alone = [replace(sample, mask_path=None, mask_known=False, saturations=None) for sample in samples]
         return self._loader(alone, SequentialSampler, training=True)
 
     def named(self, samples: Sequence[Sample]) -> list[Sample]:
-        """Returns samples with what prompts call their categories."""
+        """Returns samples with the names of their categories in prompts."""
         return [replace(sample, class_name=self.class_name_of(sample.category)) for sample in samples]
 
     def connected(self) -> "Preprocess":
-        """Returns what turns images into tensors.
+        """Returns the preprocessing.
 
         Raises:
-            RuntimeError: Nothing was said of it yet.
+            RuntimeError: `connect` was not called yet.
         """
         if self.preprocess is None:
             raise RuntimeError("the data does not know the backbone yet: data.connect(model.preprocess)")

@@ -1,4 +1,4 @@
-"""How a run reads its images: what a user can set, the same for all datasets."""
+"""Options of reading images, the same for all datasets of a run."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,24 +11,24 @@ class Loading:
     """How images are read, the same for every dataset of a run.
 
     Attributes:
-        on_error: `raise` stops at a file that cannot be read; `skip` leaves its image out, and those that it is a
-            reference of, and lists them in the run folder. Training on several processes needs `raise`.
-        draft: Decode JPEG files at 1/2, 1/4 or 1/8 of their size where that is still no smaller than the backbone's
-            input. Faster, and the pixels differ a little: leave it off to compare with published numbers.
-        cache_mb: Memory for resized images and masks, uint8, per loader; 0 keeps none. What does not fit is decoded
-            again each epoch, so it helps from the second epoch on.
+        on_error: `raise` stops at a file that cannot be read. `skip` leaves out its image, and images that have it as a
+            reference, and lists them in the run folder. Training on several processes needs `raise`.
+        draft: Decode JPEG files at 1/2, 1/4 or 1/8 of their size if that is not smaller than the backbone's input. This
+            is faster, but the pixels differ slightly. Leave it off to compare with published numbers.
+        cache_mb: Memory for resized images and masks (uint8) per loader, in MB; 0 for no cache. Images that do not fit
+            are decoded again in each epoch. The cache helps from the second epoch on.
         persistent_workers: Keep the processes of the training loader from one epoch to the next.
-        pin_memory: Load into page-locked memory where there is a GPU.
-        white: What is white in images of more than 8 bits per channel: `bits`, the largest value that the file's depth
-            holds; `auto`, the largest that the bits hold which the images of a dataset use, looked up in up to 64 of
-            them; or a number: up to 16 of bits (12 for a 12-bit camera), above of the value itself. One for all
-            datasets, or one for each by its name (`{mvtec: bits, mine: 12}`), where `bits` holds for those not named.
-        roi: Regions of interest: a file for all categories, or a folder of `CATEGORY.json` or `CATEGORY.png`, whose
-            other categories are seen as a whole; one for all datasets, or one for each by its name. What lies outside
-            is hidden from the backbone and counts in no metric; see docs/roi.md.
+        pin_memory: Load into page-locked memory if there is a GPU.
+        white: White level of images with more than 8 bits per channel. `bits` is the largest value of the file's bit
+            depth. `auto` is the largest value of the bits that the images of a dataset use, read from up to 64 of them.
+            A number up to 16 is a number of bits (12 for a 12-bit camera), a larger number is the value itself. Give
+            one for all datasets, or one per dataset by name (`{mvtec: bits, mine: 12}`); the default is `bits`.
+        roi: Regions of interest: a file for all categories, or a folder of `CATEGORY.json` or `CATEGORY.png`. Images of
+            categories without a file are used as a whole. Give one for all datasets, or one per dataset by name. Pixels
+            outside are hidden from the backbone and count in no metric; see docs/roi.md.
 
     Raises:
-        ValueError: `cache_mb` is negative, or `white` is none of these.
+        ValueError: `cache_mb` is negative, or `white` is not a white level.
     """
 
     on_error: Literal["raise", "skip"] = "raise"

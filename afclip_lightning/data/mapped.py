@@ -1,4 +1,4 @@
-"""A function over many items in threads, with few of them under way at a time."""
+"""Maps a function over many items in threads, with a limited number of items in progress."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -9,11 +9,11 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 AHEAD = 256
-"""Items that are under way, or wait to be taken; `ThreadPoolExecutor.map` would have all of them."""
+"""Largest number of items that are in progress or finished but not yet taken. `ThreadPoolExecutor.map` has no limit."""
 
 
 def mapped(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """Yields what a function makes of each item, in their order; a slow taker slows the threads."""
+    """Yields the results of a function for each item, in order. The threads wait for a slow consumer."""
     under_way: deque[Future[R]] = deque()
     for item in items:
         under_way.append(pool.submit(function, item))

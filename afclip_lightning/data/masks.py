@@ -1,4 +1,4 @@
-"""What is said of masks."""
+"""Notes on masks."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from afclip_runtime.errors import shown
 
 
 def say_mostly(where: str, count: int, first: Path) -> str:
-    """Returns a sentence on masks that mark most of their picture."""
+    """Returns a note on masks that mark more than half of their picture."""
     masks = "1 mask marks" if count == 1 else f"{count} masks mark"
     return (
         f"{shown(where)}: {masks} more than half of the picture, the first is {shown(first)}. If normal and anomalous "

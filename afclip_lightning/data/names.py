@@ -1,4 +1,4 @@
-"""Names of files, folders and categories: equal names under two spellings, and what a folder's name says."""
+"""Names of files, folders and categories: names with two Unicode spellings, and the meaning of folder names."""
 
 import os
 import unicodedata
@@ -13,14 +13,14 @@ from afclip_runtime.errors import DatasetError, shown
 if TYPE_CHECKING:
     from open_clip.tokenizer import SimpleTokenizer
 
-# YAML makes numbers, truth values and nothing of names such as 01, no and null. The parser lets them through to the
-# constructors, which say how to quote them.
+# YAML reads names such as 01, no and null as a number, a truth value and nothing. The parser passes them on to the
+# constructors, whose message says how to quote them.
 Scalar = str | int | float | bool | None
 Names = Sequence[Scalar] | str | None
 ClassNames = Mapping[str, Scalar] | None
 
-FEW_BYTES = 40  # of a class name that is taken for short without a look at its tokens
-LONGEST_CLASS_NAME = 48  # tokens: CLIP's text towers take 77; the sentence around it and learnable tokens have theirs
+FEW_BYTES = 40  # a class name of at most this length is short, so its tokens are not counted
+LONGEST_CLASS_NAME = 48  # tokens: CLIP's text towers have 77, which include the sentence around it and learnable tokens
 _NORMAL = frozenset(
     {
         "good",
@@ -48,18 +48,17 @@ _NO_PICTURES = frozenset(
 
 
 def normal_form(name: str) -> str:
-    """Returns a name in Unicode's composed form: systems write `ü` as one character or as two, and both look alike."""
+    """Returns a name in Unicode's composed form. Systems write `ü` as one character or as two, which look alike."""
     return unicodedata.normalize("NFC", name)
 
 
 def find(root: Path, relative: str | Path) -> Path:
-    """Returns the path of what lies under `root`, spelt as on disk.
+    """Returns the path of a file or folder under `root`, spelt as on disk.
 
-    What is there under the very name is taken; else what has the same name in another Unicode form. What is not there
-    is returned as it was asked for.
+    An exact name has priority over the same name in another Unicode form. A missing path is returned as it was given.
 
     Raises:
-        DatasetError: Two names on disk differ by their Unicode form only, and neither is the one asked for.
+        DatasetError: Two names on disk differ only by their Unicode form, and neither is the given name.
     """
     path = root / relative
     if str(relative).isascii() or os.path.lexists(path):
@@ -88,7 +87,7 @@ def refuse_twins(folder: Path, names: Iterable[str]) -> None:
     """Checks that no two names look alike.
 
     Raises:
-        DatasetError: Two differ by their Unicode form only.
+        DatasetError: Two names differ only by their Unicode form.
     """
     seen: dict[str, str] = {}
     for name in names:
@@ -103,7 +102,7 @@ def means_normal(folder: str) -> bool:
 
 
 def holds_no_pictures(folder: str) -> bool:
-    """Returns whether a folder's name says that it holds masks, labels or depths in place of photographs."""
+    """Returns whether the name of a folder says that it holds masks, labels or depths instead of photographs."""
     return _bare(folder) in _NO_PICTURES
 
 
@@ -115,11 +114,11 @@ def checked_names(argument: str, names: Names) -> list[str] | None:
     """Returns names, each in its composed form, as a list.
 
     Args:
-        argument: Name of the argument that they were given for, for messages.
-        names: What the user gave.
+        argument: Name of the argument, for messages.
+        names: Value that the user gave.
 
     Raises:
-        ValueError: They are no list, or something in it is no text, or is there twice.
+        ValueError: The value is not a list, an element is not text, or a name is listed twice.
     """
     if names is None:
         return None
@@ -135,7 +134,7 @@ def checked_class_names(class_names: ClassNames) -> dict[str, str]:
     """Returns the class names of categories, the categories in their composed form.
 
     Raises:
-        ValueError: A category or its class name is no text, or a class name is empty.
+        ValueError: A category or its class name is not text, or a class name is empty.
     """
     found = {}
     for category, class_name in (class_names or {}).items():
@@ -149,14 +148,14 @@ def checked_class_names(class_names: ClassNames) -> dict[str, str]:
 
 
 def class_name_tokens(class_name: str) -> int:
-    """Returns how many tokens CLIP's tokenizer makes of a class name, or the bytes of a short one; not fewer."""
+    """Returns the number of CLIP tokens of a class name; for a short name its number of bytes, which is not smaller."""
     size = len(class_name.encode(errors="replace"))
     return size if size <= FEW_BYTES else len(_tokenizer().encode(class_name))
 
 
 @lru_cache
 def _tokenizer() -> "SimpleTokenizer":
-    from open_clip.tokenizer import SimpleTokenizer  # takes a second, and few class names are long
+    from open_clip.tokenizer import SimpleTokenizer  # takes a second, and is rarely needed
 
     return SimpleTokenizer()
 
@@ -177,17 +176,17 @@ def _text(argument: str, value: object) -> str:
 def check_class_names(
     dataset: str, known: Sequence[str], used: Mapping[str, str], given: Collection[str], elsewhere: Collection[str]
 ) -> list[str]:
-    """Checks the names of a dataset's categories and what prompts call them; returns warnings.
+    """Checks the names of a dataset's categories and their class names. Returns warnings.
 
     Args:
         dataset: Name of the dataset.
-        known: Its categories.
+        known: Categories of the dataset.
         used: Class names of the categories in use.
-        given: Categories that class names are given for.
+        given: Categories for which class names are given.
         elsewhere: Categories of other datasets.
 
     Raises:
-        DatasetError: A category has a name that means something else in tables, or a class name is for none of them.
+        DatasetError: A category has a name with another meaning in tables, or a class name belongs to no category.
     """
     if MEAN in known:
         raise DatasetError(
@@ -195,7 +194,7 @@ def check_class_names(
         )
     warnings = []
     for category, class_name in used.items():
-        if (tokens := class_name_tokens(class_name)) > LONGEST_CLASS_NAME:  # refused where a prompt has it: few do
+        if (tokens := class_name_tokens(class_name)) > LONGEST_CLASS_NAME:  # an error only in prompts
             warnings.append(
                 f"{dataset}: the class name of {shown(category[:80])!r} has {tokens} tokens, and prompts have room for "
                 f"about {LONGEST_CLASS_NAME}. Give it a shorter one, `class_names` of the dataset."

@@ -1,6 +1,7 @@
-"""What is in a dataset on disk, for people: how many images of what, their sizes and depths, the areas of defects.
+"""An overview of a dataset on disk: numbers, sizes and bit depths of images, and areas of defects.
 
-Of a large set the headers of some and the pixels of few are read, spread evenly over it: time and memory stay bounded.
+In a large dataset, only the headers of some images and the pixels of a few are read, evenly spread over it. So time and
+memory stay bounded.
 """
 
 import random
@@ -24,10 +25,10 @@ from afclip_runtime.images.picture import Picture, say
 from afclip_runtime.images.reader import read, read_shape
 
 SPLITS: tuple[Split, ...] = ("train", "test")
-HEADERS = 20_000  # files whose header is read, at most
-MASKS = 2_000  # masks that are measured
-DECODED = 200  # images that are decoded beside those that are shown
-PICTURES = 1_000  # pictures that are kept
+HEADERS = 20_000  # largest number of files whose header is read
+MASKS = 2_000  # largest number of masks that are measured
+DECODED = 200  # largest number of images that are decoded, apart from those that are shown
+PICTURES = 1_000  # largest number of pictures that are kept
 T = TypeVar("T")
 Kind = Literal["normal", "anomalous", "not labelled"]
 KINDS: dict[int, Kind] = {0: "normal", 1: "anomalous"}
@@ -36,20 +37,20 @@ KINDS_IN_ORDER: tuple[Kind, ...] = ("normal", "not labelled", "anomalous")
 
 @dataclass(frozen=True)
 class Look:
-    """What was seen of an image.
+    """Findings on an image.
 
     Attributes:
         sample: The image.
-        size: Width and height of the upright image, in pixels; `None` where its header was not or could not be read.
-        depth: Bits and colours, as `8 bits, grey`; empty where it was not decoded.
-        marked: Share of the image that its mask marks; `None` where that was not read.
-        picture: The image at `SIDE` pixels, `[h, w, 3]`, uint8, RGB; `None` where it is not shown.
-        close_up: The largest region of the mask and what is round it, likewise; `None` where it
-            is not small.
-        outline: Closed lines round what is marked, a little outside of it so that a thin crack stays visible; points
+        size: Width and height of the upright image, in pixels; `None` if its header was not or could not be read.
+        depth: Bits and colours, such as `8 bits, grey`; empty if the image was not decoded.
+        marked: Share of the image that its mask marks; `None` if the mask was not read.
+        picture: The image at `SIDE` pixels, `[h, w, 3]`, uint8, RGB; `None` if it is not shown.
+        close_up: The largest region of the mask with its surroundings, `[h, w, 3]`, uint8, RGB; `None` if it is not
+            small.
+        outline: Closed lines around the marked regions, slightly outside so that a thin crack stays visible; points
             `[n, 2]`, x and y in pixels of the picture.
-        problem: Why it or its mask could not be read; empty if it could.
-        remarks: What is worth knowing of the file; see `Picture.remarks`.
+        problem: Reason why the image or its mask could not be read; empty if both could.
+        remarks: Remarks on the file; see `Picture.remarks`.
     """
 
     sample: Sample
@@ -71,11 +72,11 @@ class Group:
         category: The category.
         split: `train` or `test`.
         kind: `normal`, `anomalous` or `not labelled`.
-        defect_type: What is wrong with them, as the set calls it; empty where it does not.
-        images: How many there are.
-        masks: How many of them have a mask.
-        shown: Looks at some of them, those that are shown.
-        marked: Shares of the image that masks mark, of those that were measured, in ascending order.
+        defect_type: Their defect type, as the dataset names it; empty if it does not.
+        images: Number of images.
+        masks: Number of images with a mask.
+        shown: Findings on the images that are shown.
+        marked: Shares of the image that the measured masks mark, in ascending order.
     """
 
     category: str
@@ -89,7 +90,7 @@ class Group:
 
     @property
     def title(self) -> str:
-        """Returns what they are, as `test, anomalous: crack`."""
+        """Returns the title of the group, such as `test, anomalous: crack`."""
         return f"{self.split}, {self.kind}" + (f": {self.defect_type}" if self.defect_type else "")
 
     @property
@@ -100,23 +101,23 @@ class Group:
 
 @dataclass(frozen=True)
 class Overview:
-    """What was found of a dataset.
+    """Findings on a dataset.
 
     Attributes:
-        name: The dataset's.
-        root: Its folder.
-        licence: Its licence; empty if it is not known.
-        groups: By category, split, and defect type.
-        groups_there: How many there are; more than `groups` in a set of very many.
-        counts: Images by category, and by split and kind.
-        sizes: Width and height, by how many of the images whose header was read.
-        depths: Bits and colours, by how many of the images that were decoded.
-        endings: Endings of the files' names, by how many.
-        masks: How many images have a mask.
-        together: How many groups of images there are that are judged together, as views of one object; see `Sample`.
-        problems: What could not be listed or read, one sentence each.
-        notes: What is worth knowing of files.
-        seed: Of the selection.
+        name: Name of the dataset.
+        root: Folder of the dataset.
+        licence: Licence of the dataset; empty if it is not known.
+        groups: Groups by category, split, and defect type.
+        groups_there: Number of all groups. It exceeds the number of `groups` in a dataset with very many.
+        counts: Numbers of images by category, and by split and kind.
+        sizes: Numbers of images by width and height, for images whose header was read.
+        depths: Numbers of images by bits and colours, for images that were decoded.
+        endings: Numbers of files by the ending of their names.
+        masks: Number of images with a mask.
+        together: Number of groups of images that are judged together, such as views of an object; see `Sample`.
+        problems: Files that could not be listed or read, one sentence each.
+        notes: Remarks on files.
+        seed: Seed of the selection.
     """
 
     name: str
@@ -136,21 +137,23 @@ class Overview:
 
     @property
     def images(self) -> int:
-        """Returns how many images there are."""
+        """Returns the number of images."""
         return sum(row.total() for row in self.counts.values())
 
     def images_of(self, kind: Kind) -> int:
-        """Returns how many images of a kind there are."""
+        """Returns the number of images of a kind."""
         return sum(count for row in self.counts.values() for (_, found), count in row.items() if found == kind)
 
 
 def spread(items: Sequence[T], count: int, seed: int) -> list[T]:
-    """Returns items from all over a sequence, in its order: one of each of `count` equal parts; all if there are fewer.
+    """Returns items that are evenly spread over a sequence, in its order: one per part, for `count` equal parts.
+
+    Returns all items if there are fewer than `count`.
 
     Args:
         items: The sequence.
-        count: How many to take.
-        seed: Decides which of each part.
+        count: Number of items to return.
+        seed: Seed of the choice within each part.
     """
     if count >= len(items):
         return list(items)
@@ -166,16 +169,16 @@ def look_over(
     progress: bool = False,
     check: Callable[[AnomalyDataModule, str], None] = lambda dataset, stage: dataset.check(stage),
 ) -> Overview:
-    """Returns what is in a dataset; of a set that is drawn or cut, it is made first. Reads, and changes nothing else.
+    """Returns the overview of a dataset. Changes nothing, except that a dataset that is drawn or cut is created first.
 
     Args:
         dataset: The dataset.
-        per_type: Pictures of each defect type of each category and split, at most, and of the normal images; fewer
-            where there would be more than `PICTURES`.
-        seed: Of the selection.
-        threads: Files that are read at a time.
-        progress: Show a bar on the error stream.
-        check: How its layout is checked.
+        per_type: Largest number of pictures per defect type (and of normal images), category and split. It is reduced
+            if there would be more than `PICTURES` pictures.
+        seed: Seed of the selection.
+        threads: Number of files that are read at a time.
+        progress: Show a progress bar on the error stream.
+        check: Function that checks its layout.
 
     Raises:
         DatasetError: There is no image.
@@ -226,14 +229,14 @@ _Key = tuple[str, Split, Kind, str]  # category, split, kind and defect type
 
 @dataclass(frozen=True)
 class _Plan:
-    """What of which samples is read; samples by their `id`.
+    """The samples that are read, and the parts of them that are read. Samples are identified by their `id`.
 
     Attributes:
-        shown: Samples of which pictures are kept, by their group.
-        looked_at: All of which anything is read.
-        pictured: Those of which pictures are kept.
-        decoded: Those that are decoded.
-        measured: Those whose mask is read.
+        shown: Samples whose pictures are kept, by their group.
+        looked_at: All samples of which any part is read.
+        pictured: Samples whose pictures are kept.
+        decoded: Samples that are decoded.
+        measured: Samples whose mask is read.
     """
 
     shown: dict[_Key, list[Sample]]
@@ -243,7 +246,7 @@ class _Plan:
     measured: set[int]
 
     def look(self, sample: Sample) -> Look:
-        """Returns what the files of a sample hold."""
+        """Reads the planned parts of a sample and returns the findings."""
         this = id(sample)
         return _look(sample, this in self.decoded, this in self.pictured, this in self.measured)
 
@@ -262,7 +265,10 @@ def _plan(found: Mapping[_Key, Sequence[Sample]], per_type: int, seed: int) -> _
 
 
 def _grouped(dataset: AnomalyDataModule, problems: list[str]) -> dict[_Key, list[Sample]]:
-    """Returns the samples by category, split, kind and defect type; notes what cannot be listed."""
+    """Returns the samples by category, split, kind and defect type.
+
+    Adds a problem for samples that cannot be listed.
+    """
     found: dict[_Key, list[Sample]] = {}
     for category in dataset.selected_categories():
         here: dict[_Key, list[Sample]] = defaultdict(list)
@@ -295,7 +301,7 @@ def _group(key: _Key, samples: Sequence[Sample], shown: Sequence[Sample], looks:
 
 
 def _look(sample: Sample, decode: bool, keep: bool, measure: bool) -> Look:
-    """Returns what the files of a sample hold, of what is to be read."""
+    """Reads the requested parts of a sample and returns the findings."""
     look = Look(sample)
     picture: Picture | None = None
     image: np.ndarray | None = None

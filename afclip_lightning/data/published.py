@@ -1,4 +1,4 @@
-"""What is published of a dataset: where it is from, how it lies on disk, how many images it has."""
+"""Published facts of a dataset: its source, its layout on disk and its numbers of images."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -9,21 +9,21 @@ Counts = tuple[int | None, int | None, int | None]  # train normal, test normal,
 
 
 class Published:
-    """Facts about a dataset, as attributes of its class; nothing that is not known.
+    """Facts about a dataset, as attributes of its class. Unknown facts are empty.
 
     Attributes:
-        title: What tables and pages call it; empty for data of one's own.
-        paper: Key of its paper in docs/references.bib; empty where there is none.
-        url: Address of the page where it is obtained; empty where that is not known.
-        labels: What is labelled.
-        folder: Its folder in the one that holds all datasets; empty where that is its name.
-        layout: What `root` must contain, as a few lines for a person.
-        source: Where the dataset is obtained.
-        licence: Licence of the dataset, or what is known of it.
-        size: Rough size of the download; empty where it is not known.
-        published_counts: Images per category as published; empty where there is nothing to compare with.
-        saturates: Whether it says how much of each defect has to be found, so that sPRO is measured on it.
-        published_total: Images of all the categories together, for sets that are not published category by category.
+        title: Name in tables and pages; empty for the user's own data.
+        paper: Key of its paper in docs/references.bib; empty if there is none.
+        url: Address of the page where it is obtained; empty if it is not known.
+        labels: Kinds of labels.
+        folder: Its folder in the folder of all datasets; empty if that is its name.
+        layout: Layout of `root`, as text of a few lines.
+        source: Source of the dataset.
+        licence: Licence of the dataset, as far as it is known.
+        size: Rough size of the download; empty if it is not known.
+        published_counts: Published number of images per category; empty if there are none.
+        saturates: Whether the dataset defines how much of each defect has to be found, so that sPRO is measured.
+        published_total: Published number of images of all categories together, if there are no numbers per category.
     """
 
     title: str = ""
@@ -41,7 +41,7 @@ class Published:
 
 
 def facts_of(subset: str, known: Mapping[Any, Facts]) -> Facts:
-    """Returns what is known of one subset of a family.
+    """Returns the facts of one subset of a family.
 
     Raises:
         ValueError: There is no such subset.

@@ -1,4 +1,4 @@
-"""References among unlabelled test images: which others of its category each image is compared with."""
+"""References among unlabelled test images: other images of its category with which each image is compared."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,10 +10,10 @@ from afclip_runtime.errors import DatasetError
 
 
 class Pairing(NamedTuple):
-    """How a test split is paired.
+    """Pairing of a test split.
 
     Attributes:
-        n_references: Reference images of each image.
+        n_references: Number of references per image.
         seed: Seed of the draw.
     """
 
@@ -22,16 +22,16 @@ class Pairing(NamedTuple):
 
 
 def draw_references(samples: Sequence[Sample], pairing: Pairing) -> list[list[int]]:
-    """Returns the positions in `samples` of each sample's references: other images of its category, labels unseen.
+    """Returns the positions in `samples` of each sample's references: other images of its category. Labels are unused.
 
-    A category is shuffled and dealt into groups of `n_references + 1`; the references of an image are the others of its
-    group, so that with one reference the images form pairs. What is left over makes a last group that is filled up with
-    the first images of the shuffle, which keep the references that they have. Each category has its own stream: a draw
-    depends on the seed, the category's name and its images in their order, and on nothing else.
+    A category is shuffled and divided into groups of `n_references + 1`. The references of an image are the others of
+    its group, so that with one reference the images form pairs. Remaining images form a last group, which is filled up
+    with the first images of the shuffle. These keep their own references. Each category has its own random stream: a
+    draw depends only on the seed, the name of the category and its images in their order.
 
     Args:
-        samples: Of one dataset and split.
-        pairing: How many, and the seed.
+        samples: Samples of one dataset and split.
+        pairing: Number of references, and the seed.
 
     Raises:
         DatasetError: A category has too few images.

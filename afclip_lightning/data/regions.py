@@ -1,4 +1,4 @@
-"""The regions of interest of a dataset, and what a test makes of them."""
+"""The regions of interest of a dataset, and their use in a test."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ def find_region(place: Path, category: str) -> Path | None:
     """Returns the file of a category's region of interest; `None` if it has none.
 
     Args:
-        place: A file, which is for all categories, or a folder of files that are named after theirs.
+        place: A file for all categories, or a folder of files that are named after their categories.
         category: The category.
 
     Raises:
@@ -35,14 +35,14 @@ def find_region(place: Path, category: str) -> Path | None:
 
 
 def regions_of(place: Path, categories: Sequence[str]) -> dict[str, Roi]:
-    """Returns the regions of interest by category; the images of others are seen as a whole.
+    """Returns the regions of interest by category. Images of other categories are used as a whole.
 
     Args:
         place: See `find_region`.
-        categories: Those that are in use.
+        categories: Categories in use.
 
     Raises:
-        DatasetError: A file cannot be read or is no region of interest, or the folder has none for these categories.
+        DatasetError: A file cannot be read or is not a region of interest, or the folder has none for these categories.
     """
     files = {category: find_region(place, category) for category in categories}
     found = {category: read_roi(path) for category, path in files.items() if path is not None}
@@ -55,11 +55,11 @@ def regions_of(place: Path, categories: Sequence[str]) -> dict[str, Roi]:
 
 
 def inside_frame(samples: Sequence[Sample], preprocess: "Preprocess") -> "Tensor | None":
-    """Returns which pixels of the backbone's frame are inspected, `[B, H, W]`, bool; `None` if all of all images are.
+    """Returns which pixels at the backbone's size are inspected, `[B, H, W]`, bool; `None` if all pixels are.
 
     Args:
-        samples: Of the images.
-        preprocess: Of the backbone.
+        samples: Samples of the images.
+        preprocess: Preprocessing of the backbone.
     """
     import torch
 
@@ -72,7 +72,7 @@ def inside_frame(samples: Sequence[Sample], preprocess: "Preprocess") -> "Tensor
 
 
 def inspected_maps(maps: "Tensor", samples: Sequence[Sample], preprocess: "Preprocess") -> "Tensor":
-    """Returns maps `[B, H, W]` at the backbone's size whose pixels outside have the lowest value of those inside."""
+    """Returns maps `[B, H, W]` at the backbone's size. Pixels outside the region get the lowest value inside."""
     inside = inside_frame(samples, preprocess)
     if inside is None:
         return maps

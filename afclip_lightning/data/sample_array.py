@@ -1,8 +1,8 @@
-"""Samples in a few arrays: what loader processes share instead of each having its own.
+"""Samples in a few arrays, so that loader processes share their memory.
 
-A list of samples is hundreds of bytes of Python objects per image. A forked process gets its own copy of each page
-that it looks at, since looking counts references; a spawned one is sent all of them. Arrays are shared, or sent as one
-block.
+A list of samples takes hundreds of bytes of Python objects per image. A forked process copies each page that it reads,
+because reading changes reference counts. A spawned process receives a copy of the whole list. Arrays are shared, or
+sent as one block.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,9 +18,9 @@ _NOWHERE = Path()
 
 
 class SampleArray(Sequence[Sample]):
-    """Samples, each made anew when it is asked for.
+    """A sequence of samples. Each sample is created when it is accessed.
 
-    Paths and groups lie in one array of bytes; what else samples have, few of them differ in.
+    Paths and groups are in one array of bytes. The other fields have few different values, which are stored once.
 
     Args:
         samples: The samples.
@@ -34,7 +34,7 @@ class SampleArray(Sequence[Sample]):
         texts = bytearray()
         for sample in samples:
             kind = replace(sample, image_path=_NOWHERE, mask_path=sample.mask_path and _NOWHERE, group="")
-            # shapes of a region are compared by what they are, which takes long; equal ones are one object as a rule
+            # comparing the shapes of regions takes long, and equal ones are usually the same object
             key = (*(value for value in vars(kind).values() if value is not kind.roi), id(kind.roi))
             number = numbers.setdefault(key, len(numbers))
             if number == len(self._kinds):

@@ -1,4 +1,4 @@
-"""The order of images, and how several processes share it."""
+"""The order of images, and its division among several processes."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,18 +13,20 @@ from afclip_lightning.distributed import agreed, processes, rank
 
 
 class SharedShuffle(DistributedSampler[Any]):
-    """Deals a shuffled order to the processes, one image in turn; it follows from the run's seed and the epoch alone.
+    """Distributes a shuffled order to the processes, one image in turn.
 
-    The batches of N processes are then together the batch of one process with N times their size, and a run that was
-    stopped goes on in the order that it would have had. It is a torch `DistributedSampler`, so that Lightning leaves it
-    in its place and tells it the epoch.
+    It depends only on the run's seed and the epoch.
+
+    So the batches of N processes together are the batch of one process with N times their size, and a resumed run has
+    the order of an uninterrupted one. It is a torch `DistributedSampler`, so that Lightning does not replace it and
+    sets its epoch.
 
     Args:
-        dataset: The images, as many as can be dealt out evenly.
-        fillers: How many of them, at the end, only fill up the last step.
-        even: Sizes of sets that follow each other in `dataset` and are to be seen equally often; without any, an epoch
-            is each image once. An epoch is as long either way. Of each set the epochs then take the next images of an
-            endless order, which has all of them once before one comes again: of a small set some come several times in
+        dataset: The images. Their number must be divisible among the processes.
+        fillers: Number of images at the end that only fill up the last step.
+        even: Sizes of datasets that follow each other in `dataset` and are sampled equally often. Without any, an epoch
+            has each image once. The length of an epoch is the same. From each dataset, epochs take the next images of
+            an endless order, in which no image is repeated before all were used. So a small dataset is repeated within
             an epoch, and a large one takes several epochs.
     """
 
@@ -48,10 +50,10 @@ class SharedShuffle(DistributedSampler[Any]):
         return iter([*order.tolist(), *range(count, self.total_size)][self.rank :: self.num_replicas])
 
     def _even(self, count: int) -> np.ndarray:
-        """Returns the indices of an epoch's images, `[count]`: the sets take turns, and go on so in the next epoch."""
+        """Returns the indices of an epoch's images, `[count]`. The datasets alternate, also across epochs."""
         chosen, sets = [], len(self.even)
         for number, (size, first) in enumerate(zip(self.even, np.cumsum([0, *self.even]), strict=False)):
-            # how many of the set's images the epochs before took, and those with this one
+            # number of the dataset's images before this epoch, and after it
             start, end = ((epoch * count + sets - 1 - number) // sets for epoch in (self.epoch, self.epoch + 1))
             rounds = range(start // size, -(-end // size))
             drawn = [np.random.default_rng([self.seed, one, number + 1]).permutation(size) for one in rounds]
@@ -60,15 +62,15 @@ class SharedShuffle(DistributedSampler[Any]):
 
 
 class GroupedSampler(DistributedSampler[int]):
-    """An order in which images that are each other's references follow each other, so that a batch holds both.
+    """An order in which images that are references of each other are neighbours, so that a batch holds both.
 
-    What is left over in the categories comes last. Each process takes one stretch of it; none is repeated. It is a
-    torch `DistributedSampler`, so that Lightning does not deal out the stretch once more.
+    Remaining images of the categories come last. Each process takes one section of the order; no image is repeated. It
+    is a torch `DistributedSampler`, so that Lightning does not divide the section again.
 
     Args:
         references: Positions of each sample's references, from `draw_references`.
-        rank: Number of this process.
-        processes: How many share the samples.
+        rank: Rank of this process.
+        processes: Number of processes that share the samples.
     """
 
     def __init__(self, references: Sequence[Sequence[int]], rank: int = 0, processes: int = 1) -> None:
@@ -88,11 +90,11 @@ class GroupedSampler(DistributedSampler[int]):
 
 
 def ordered_sampler(dataset: AnomalyDataset, references: Sequence[Sequence[int]] | None = None) -> Sampler[int]:
-    """Returns the order of a test: of this process's part, no image repeated.
+    """Returns the order of this process's part of a test. No image is repeated.
 
     Args:
         dataset: The images.
-        references: Positions of each image's references, where it has some.
+        references: Positions of each image's references, if there are any.
     """
     if references is not None:
         return GroupedSampler(references, rank(), processes())

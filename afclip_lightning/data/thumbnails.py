@@ -1,21 +1,21 @@
-"""Small pictures of images and of their defects, for pages that people look at."""
+"""Small pictures of images and of their defects, for pages."""
 
 import cv2
 import numpy as np
 
 SIDE = 240  # pixels of a picture's longer side
 CLOSE = (240, 120)  # width and height of a close-up, in pixels
-SMALL, THIN = 0.25, 0.01  # a defect is shown close up whose longer side, or area, is below this share of the image's
-LINES = 300  # outlines of a picture, the longest of them
+SMALL, THIN = 0.25, 0.01  # a defect gets a close-up if its longer side, or area, is below this share of the image's
+LINES = 300  # largest number of outlines of a picture; the longest are kept
 
 
 def within(image: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Returns an image made small enough to lie within a width and a height, in pixels; one that does is left as it is.
+    """Returns an image, reduced if needed to fit into a width and a height.
 
     Args:
         image: `[H, W, 3]`, uint8.
-        width: In pixels.
-        height: Likewise.
+        width: Largest width, in pixels.
+        height: Largest height, in pixels.
     """
     scale = min(width / image.shape[1], height / image.shape[0])
     if scale >= 1:
@@ -25,9 +25,9 @@ def within(image: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def close_up(image: np.ndarray, mask: np.ndarray) -> np.ndarray | None:
-    """Returns the largest region of a mask, 8-connected, and what is round it; of a long and thin one a part.
+    """Returns a picture of the largest 8-connected region of a mask with its surroundings, or of a part if it is long.
 
-    `None` where there is none, or it is large enough to be seen in the whole image.
+    Returns `None` if there is no region, or it is large enough to be seen in the whole image.
 
     Args:
         image: `[H, W, 3]`, uint8.
@@ -54,16 +54,16 @@ def close_up(image: np.ndarray, mask: np.ndarray) -> np.ndarray | None:
 
 
 def outline_of(mask: np.ndarray, height: int, width: int) -> tuple[np.ndarray, ...]:
-    """Returns closed lines round what a mask marks, as they lie in a picture of it.
+    """Returns closed lines around the regions of a mask, in the coordinates of a picture.
 
-    They run a little outside of it, so that a thin crack stays visible between them.
+    The lines are slightly outside the regions, so that a thin crack stays visible between them.
 
     Args:
         mask: `[H, W]`, uint8 in {0, 1}.
-        height: Of the picture, in pixels.
-        width: Likewise.
+        height: Height of the picture, in pixels.
+        width: Width of the picture, in pixels.
     """
-    # at twice the size; a pixel there is marked if any of those that it stands for is: no crack is too thin
+    # At twice the size, a pixel is marked if any pixel that it covers is marked, so that no crack is too thin.
     shape = 2 * width, 2 * height
     fine = cv2.resize(mask * np.float32(1), shape, interpolation=cv2.INTER_AREA) > 0
     wide = cv2.dilate(fine.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (13, 13)))

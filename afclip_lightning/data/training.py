@@ -1,4 +1,4 @@
-"""The batches that training reads: of one dataset, or of several together, each with its own rules."""
+"""The batches of training, from one dataset or from several together."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,15 +16,15 @@ from afclip_runtime.errors import DatasetError
 def training_loader(sets: Sequence[LoaderHooks], sampling: TrainSampling = "by_size") -> AnomalyLoader:
     """Returns the shuffled loader of the `train_split` of datasets: see `SharedShuffle`.
 
-    What is known of an image goes with it: class name, white level, whether and how it is masked. The size of a batch
-    is that of the first set; the most loader processes of any are taken.
+    Each image keeps the facts of its dataset: class name, white level and masks. The batch size is that of the first
+    dataset. The number of loader processes is the largest of all datasets.
 
-    Where several processes cannot share the images evenly, some of which nothing is said fill up the last step; they
-    take part in no loss.
+    If the images cannot be divided evenly among several processes, unlabelled images fill up the last step. They are
+    in no loss.
 
     Args:
-        sets: At least one; of several the images follow each other.
-        sampling: How often an image of each is seen.
+        sets: The datasets, at least one. Their images are concatenated.
+        sampling: Sampling of several datasets.
 
     Raises:
         DatasetError: There are fewer images than processes.
@@ -42,5 +42,5 @@ def training_loader(sets: Sequence[LoaderHooks], sampling: TrainSampling = "by_s
 
 
 def names_of(sets: Sequence[LoaderHooks]) -> str:
-    """Returns the names of datasets as one, as titles have them: `mvtec + colondb`."""
+    """Returns the joint name of datasets for titles, such as `mvtec + colondb`."""
     return " + ".join(dict.fromkeys(part.name for part in sets))

@@ -1,4 +1,4 @@
-"""All test images of a run, for a method that compares them with each other before it scores the first."""
+"""All test images of a run, for methods that compare them with each other before they score the first."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,10 +22,10 @@ class CategoryImages:
     """The test images of one category.
 
     Attributes:
-        part: The dataset that they are of.
+        part: The dataset of the images.
         samples: The images, in the order of the dataset.
-        preprocess: Of the backbone.
-        store: Where their features may lie, or `None`.
+        preprocess: Preprocessing of the backbone.
+        store: Feature store, or `None`.
     """
 
     part: AnomalyDataModule
@@ -37,7 +37,7 @@ class CategoryImages:
         return len(self.samples)
 
     def loader(self, positions: Sequence[int]) -> DataLoader[Batch]:
-        """Returns a loader of some of the images, in this order; without labels and masks, which are of no use here."""
+        """Returns a loader of some of the images, in this order, without labels and masks."""
         loading = replace(self.part.loading, cache_mb=0)  # each image is read once
         chosen = (self.samples[position] for position in positions)
         bare = [replace(sample, label=UNKNOWN, mask_path=None, mask_known=False) for sample in chosen]
@@ -47,15 +47,15 @@ class CategoryImages:
 
 @dataclass(frozen=True)
 class WholeTestSet:
-    """All test images, over all the processes of a run.
+    """All test images of all processes of a run.
 
-    There are two ways through them. Iteration yields this process's part of the batches of the test loaders. With
-    `categories` and `share` each process walks whole categories of its own.
+    They can be read in two ways. Iteration yields this process's part of the batches of the test loaders. With
+    `categories` and `share`, each process reads whole categories.
 
     Attributes:
-        data: Has the test images.
-        preprocess: Of the backbone.
-        store: Where the features of images may lie, or `None`.
+        data: Data with the test images.
+        preprocess: Preprocessing of the backbone.
+        store: Feature store, or `None`.
     """
 
     data: AnomalyData
@@ -79,7 +79,10 @@ class WholeTestSet:
 
 
 def share(costs: Mapping[K, int]) -> list[K]:
-    """Returns the keys that fall to this process: the dearest first, each to the process that has least to do."""
+    """Returns the keys of this process.
+
+    The most expensive key goes first, to the process with the least work so far.
+    """
     shares: list[list[K]] = [[] for _ in range(processes())]
     for key in sorted(costs, key=lambda key: -costs[key]):
         min(shares, key=lambda share: sum(costs[mine] for mine in share)).append(key)
