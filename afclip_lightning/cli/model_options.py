@@ -218,7 +218,7 @@ def _load_head(
     """Returns a model that torch runs; see `load_models`."""
     if options.engine in GRAPH_ENGINES:
         raise UserError(
-            f"--engine {options.engine} runs bundles, and {shown(path)} is none. Export one: {PROGRAM} export "
+            f"--engine {options.engine} runs bundles, and {shown(path)} is not one. Export one: {PROGRAM} export "
             f"--checkpoint {shown(path)} --to bundle --out DIR; then name it: --checkpoint DIR."
         )
     import torch

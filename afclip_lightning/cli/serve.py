@@ -45,7 +45,7 @@ def _serve(options: argparse.Namespace, arguments: dict[str, object]) -> None:
         if ready.FIRST not in ready.names():
             raise no_model("serve")
         named = str(ready.path_of(ready.FIRST))
-        print(f"note: no model is named, so it is {ready.FIRST}, which comes ready.", file=sys.stderr)
+        print(f"note: no model is named; using the ready model {ready.FIRST}.", file=sys.stderr)
     (model,) = load_models([named], options, arguments, wanted_calibration(options)).values()
     print(thresholds_of(model), file=sys.stderr)
     run_server(model, server)

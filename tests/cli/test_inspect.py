@@ -463,7 +463,13 @@ def test_mistakes_are_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     for args, message in {
         ("images", "--save", "mask"): "needs a pixel threshold",
         ("images", "--save", "picture"): "--save takes map, npy, mask, overlay, nifti, labelstudio, coco, got picture",
-        ("images", "--methods", "CLIP", "--threshold", "1"): "of one model, and several are named",
+        (
+            "images",
+            "--methods",
+            "CLIP",
+            "--threshold",
+            "1",
+        ): "a threshold or a calibration belongs to one model, and several are named",
         ("images", "--model.k_shots", "1"): "k_shots",
         ("images", "--model.k_shot"): "--model.k_shot needs a value",
         ("images", "--few_shot_dir", "nowhere"): "nowhere, the folder of few-shot images, has no image",

@@ -119,4 +119,4 @@ def test_without_a_threshold_there_is_nothing_to_mark(output: Path, capsys: pyte
     assert inspect.main(given) == 2
     assert "--save coco needs a pixel threshold" in capsys.readouterr().err
     assert inspect.main([*given, "--axis", "axial"]) == 2
-    assert "not of the slices of volumes" in capsys.readouterr().err
+    assert "are for images, not for the slices of volumes (--axis)" in capsys.readouterr().err

