@@ -7,7 +7,8 @@ __all__ = ["LAST", "Verb", "run", "verbs"]
 
 CODES = """\
 Exit codes: 0 done; 1 what a command's own --help says (images left out, a cell failed); 2 a mistake that the message
-explains; 70 a fault of the program; 75 stopped by a signal and able to go on; 130 Ctrl-C; 141 the reader has gone."""
+explains; 70 a fault of the program; 75 stopped by a signal, can continue; 130 Ctrl-C; 141 the reader of the output
+has ended."""
 
 _VERBS = Verbs("afclip_lightning.cli", PROGRAM, CODES)
 run, verbs = _VERBS.run, _VERBS.verbs
