@@ -16,7 +16,7 @@ from afclip_runtime.launch.job import Job, Outcome, Unit
 from afclip_runtime.launch.locks import try_lock
 from afclip_runtime.launch.signals import STOPS
 from afclip_runtime.launch.where import Ended, Report
-from afclip_runtime.launch.worker import Begun, Finished, Idle, Refused, serve
+from afclip_runtime.launch.worker import Begun, Exhausted, Finished, Idle, Refused, died_of, serve
 
 LOOK = 0.2  # seconds between two checks of signals and clocks
 STILLBORN = 3  # number of workers that may die before their first unit
@@ -68,6 +68,7 @@ class _Pool:
         self.workers: list[_Worker] = []
         self.skip: set[str] = set()  # units that are not tried again
         self.left_behind: set[str] = set()  # stopped units among them, which are still to be run
+        self.exhausted: list[Begun] = []  # units that no worker begins again
         self.stillborn = 0
         self.deadline = NEVER  # for workers that were asked to stop
         self.devices: list[str] = []
@@ -90,8 +91,13 @@ class _Pool:
             asked_again = len(self.noted) > 1 and self.noted[-1] != signal.SIGUSR1
             if self.stopping and (asked_again or time.monotonic() > self.deadline):
                 return
+            exhausted, self.exhausted = self.exhausted, []
             for worker in list(self.workers):
                 self._look_at(worker)
+            for unit in exhausted:  # what the last process said that began them has been read by now
+                self._give_up(unit)
+        for unit in self.exhausted:
+            self._give_up(unit)
 
     def kill(self) -> None:
         """Kills all workers. Their units are still to be run."""
@@ -158,6 +164,8 @@ class _Pool:
                     case Finished(name, outcome):
                         worker.unit, worker.limit = None, NEVER
                         self._settle(name, outcome)
+                    case Exhausted(unit):
+                        self.exhausted.append(unit)
                     case Idle():
                         worker.idle = True
                     case Refused(error):
@@ -183,6 +191,12 @@ class _Pool:
         self._end(unit, stopped=False)
         self._settle(unit.name, Outcome("failed", error))
 
+    def _give_up(self, unit: Begun) -> None:
+        if unit.name in self.skip:
+            self._end(unit, stopped=unit.name in self.left_behind)  # a worker had the lock when this was tried before
+        elif not any(worker.unit is not None and worker.unit.name == unit.name for worker in self.workers):
+            self._fail(unit, died_of(unit.attempt))  # else how that worker ended says more
+
     def _died(self, worker: _Worker, unit: Begun) -> None:
         code = worker.process.exitcode
         if self.stopping:
@@ -191,9 +205,9 @@ class _Pool:
             self._end(unit, stopped=True)
             self._settle(unit.name, Outcome("stopped"))
         elif unit.attempt >= self.job.attempts:
-            times = "" if unit.attempt == 1 else f" {unit.attempt} times, the last time it was"
+            died = "its process died:" if unit.attempt == 1 else f"{died_of(unit.attempt)}, the last time it was"
             hint = ", as the system does when memory runs out" if code == -signal.SIGKILL else ""
-            self._fail(unit, f"its process died{times or ':'} {ending(code)}{hint}")
+            self._fail(unit, f"{died} {ending(code)}{hint}")
         else:
             print(f"{unit.name}: its process was {ending(code)}; another takes its place.", file=sys.stderr, flush=True)
         self._replace(worker)

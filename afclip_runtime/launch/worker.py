@@ -8,9 +8,9 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
@@ -50,6 +50,19 @@ class Finished:
 
 
 @dataclass(frozen=True)
+class Exhausted:
+    """Message: a worker does not begin a unit, because its processes have died as often as allowed.
+
+    The launcher records the failure: it may know how the last process ended.
+
+    Attributes:
+        unit: The unit, with the number of its attempts.
+    """
+
+    unit: Begun
+
+
+@dataclass(frozen=True)
 class Refused:
     """Message: no unit can be run.
 
@@ -65,7 +78,7 @@ class Idle:
     """Message: a worker finds no more units, and ends."""
 
 
-Message = Begun | Finished | Refused | Idle
+Message = Begun | Finished | Exhausted | Refused | Idle
 
 
 def serve(connection: Connection, job: Job, skip: Collection[str], device: str | None) -> None:
@@ -103,40 +116,55 @@ def _work(connection: Connection, job: Job, skip: set[str]) -> None:
         if unit is None:
             connection.send(Idle())
             return
-        outcome = run_claimed(job, unit, connection.send)
-        connection.send(Finished(unit.name, outcome))
-        if not outcome.clean:
+        said = _begin(connection, job, unit)
+        connection.send(said)  # the lock is free by now, and the launcher may take it
+        if isinstance(said, Finished) and not said.outcome.clean:
             return
-        if outcome.status != "done":
+        if isinstance(said, Exhausted) or said.outcome.status != "done":
             skip.add(unit.name)
         gc.collect()
 
 
-def run_claimed(job: Job, unit: Unit, tell: Callable[[Begun], None] = lambda begun: None) -> Outcome:
-    """Runs a claimed unit, releases its lock, and returns the outcome.
+def _begin(connection: Connection, job: Job, unit: Unit) -> Finished | Exhausted:
+    with unit.lock:
+        begun = Begun(unit.name, unit.lock.path, job.begin(unit))
+        if begun.attempt <= job.attempts:
+            connection.send(begun)
+            return Finished(unit.name, _run_begun(job, unit))
+        job.end(unit, stopped=True)  # this process does not die of it
+        return Exhausted(replace(begun, attempt=begun.attempt - 1))
 
-    Args:
-        job: The job.
-        unit: The unit.
-        tell: Function that is called before the run.
+
+def run_claimed(job: Job, unit: Unit) -> Outcome:
+    """Runs a claimed unit, releases its lock, and returns the outcome. For processes that are not workers of `serve`.
 
     Raises:
         UserError: The disk is full. The unit is still to be run.
     """
     with unit.lock:
         attempt = job.begin(unit)
-        tell(Begun(unit.name, unit.lock.path, attempt))
-        if attempt <= job.attempts:
-            outcome = _run_logged(job, unit)
-        else:
-            outcome = Outcome("failed", f"its process died {attempt - 1} times")
-        failed = outcome.status == "failed"
-        full = failed and is_for_want_of_space(outcome.error)  # not a fault of the unit
-        if failed and not full:
-            with suppress(UserError):
-                job.fail(unit.name, outcome.error)
-        with suppress(UserError, OSError) if full else nullcontext():
-            job.end(unit, full or outcome.status == "stopped")
+        return _run_begun(job, unit, died_of(attempt - 1) if attempt > job.attempts else "")
+
+
+def died_of(attempts: int) -> str:
+    """Returns the error of a unit whose processes died, all of them."""
+    return f"its process died {attempts} times"
+
+
+def _run_begun(job: Job, unit: Unit, error: str = "") -> Outcome:
+    """Runs a unit, unless it has failed already with an error, and records the outcome.
+
+    Raises:
+        UserError: The disk is full. The unit is still to be run.
+    """
+    outcome = Outcome("failed", error) if error else _run_logged(job, unit)
+    failed = outcome.status == "failed"
+    full = failed and is_for_want_of_space(outcome.error)  # not a fault of the unit
+    if failed and not full:
+        with suppress(UserError):
+            job.fail(unit.name, outcome.error)
+    with suppress(UserError, OSError) if full else nullcontext():
+        job.end(unit, full or outcome.status == "stopped")
     if full:
         raise UserError(f"{unit.name}: {outcome.error.removesuffix('.')}. The same command goes on from here.")
     return outcome
