@@ -43,7 +43,19 @@ def test_a_lock_ends_with_its_process_and_names_it(tmp_path: Path, monkeypatch: 
         assert take_lock(path) is None
 
 
-@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_attempts_are_kept_for_the_next_holder(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    for attempts in (0, 1, 12):
+        lock = take_lock(path)
+        assert lock is not None
+        with lock:
+            assert lock.attempts == attempts
+            lock.attempts = 12 if attempts else 1
+            assert holder_of(path).startswith(f"process {os.getpid()} on ")
+            assert take_lock(path) is None  # reading and writing the file does not release it
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL])
 def test_a_file_system_without_locks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     def flock(file: int, operation: int) -> None:
         raise OSError(code, os.strerror(code))

@@ -14,9 +14,8 @@ from typing import Literal
 from afclip_lightning.benchmark.matrix import CELL, Cell, Step
 from afclip_lightning.benchmark.table import DONE, REMEDY, Done, is_done, read_backbone, read_results
 from afclip_runtime.errors import UserError, message_of
-from afclip_runtime.files import atomic_path, read_json, refresh, write_json
+from afclip_runtime.files import atomic_path, read_json, refresh, take_lock, write_json
 from afclip_runtime.launch import Job, Outcome, Unit, Where, launch
-from afclip_runtime.launch.locks import try_lock
 from afclip_runtime.launch.output import last_error
 from afclip_runtime.launch.signals import STOPPED, StoppedError, interruption
 from afclip_runtime.launch.where import HERE
@@ -76,7 +75,7 @@ def _state_now(cell: Cell) -> State | None:
 
 def clear_failure(cell: Cell) -> None:
     """Clears the failure of a cell, so that it is run again and its damaged parts are repeated."""
-    if not cell.folder.exists() or (lock := try_lock(cell.folder / LOCK)) is None:
+    if not cell.folder.exists() or (lock := take_lock(cell.folder / LOCK)) is None:
         return
     with lock:
         lock.attempts = 0
@@ -119,7 +118,7 @@ class Cells(Job):
             cell = self._open.popleft()
             if cell.name in skip:
                 continue
-            lock = try_lock(cell.folder / LOCK)
+            lock = take_lock(cell.folder / LOCK)
             if lock is None:
                 self._open.append(cell)  # its process may die
             elif _state_now(cell) is None:

@@ -20,9 +20,8 @@ from afclip_lightning.engine.flows import Run
 from afclip_lightning.types import Sample
 from afclip_runtime.bulk.parts import numbered
 from afclip_runtime.errors import DatasetError, UserError
-from afclip_runtime.files import read_json, write_json
+from afclip_runtime.files import read_json, take_lock, write_json
 from afclip_runtime.launch import Ended, NumberedJob, Outcome, Unit, Where, launch, signals
-from afclip_runtime.launch.locks import try_lock
 from afclip_runtime.launch.signals import StoppedError
 from afclip_runtime.launch.worker import run_claimed
 
@@ -206,7 +205,7 @@ class FeatureChunks(NumberedJob):
         shutil.rmtree(self.folder if self.is_complete else self.folder / "failed", ignore_errors=True)
         for number in range(len(self.sizes)):
             path = self.lock_path(number)
-            if path.exists() and not self.is_done(number) and (lock := try_lock(path)) is not None:
+            if path.exists() and not self.is_done(number) and (lock := take_lock(path)) is not None:
                 with lock:
                     lock.attempts = 0
 

@@ -25,9 +25,8 @@ from optuna.trial import FrozenTrial, TrialState
 from afclip_lightning.sweep.journal import open_journal
 from afclip_lightning.sweep.space import Sweep
 from afclip_runtime.errors import UserError, shown
-from afclip_runtime.files import csv_text, write_text
+from afclip_runtime.files import Lock, csv_text, take_lock, write_text
 from afclip_runtime.launch import Outcome
-from afclip_runtime.launch.locks import Lock, try_lock
 from afclip_runtime.launch.output import last_error
 from afclip_runtime.launch.signals import STOPPED, StoppedError
 
@@ -94,7 +93,7 @@ class Plan:
 
     def lock(self) -> Lock:
         """Waits for the lock under which the study is opened and trials are claimed, and returns it."""
-        lock = try_lock(self.folder / "study.lock", wait=True)
+        lock = take_lock(self.folder / "study.lock", patience=None)
         assert lock is not None
         return lock
 
@@ -165,7 +164,7 @@ def claim(plan: Plan, study: optuna.Study, skip: Collection[str] = ()) -> tuple[
         for left in trials:
             if left.state != TrialState.RUNNING or str(left.number) in skip:
                 continue
-            lock = try_lock(plan.run_folder(left.number) / "lock")
+            lock = take_lock(plan.run_folder(left.number) / "lock")
             if lock is None:
                 continue
             trial = optuna.Trial(study, left._trial_id)
@@ -181,7 +180,7 @@ def claim(plan: Plan, study: optuna.Study, skip: Collection[str] = ()) -> tuple[
         study.sampler = plan.sweep.sampler(plan.seed + begun)  # with one seed, two workers would draw the same trial
         trial = study.ask(plan.sweep.space)
         _clear(plan.run_folder(trial.number))
-        lock = try_lock(plan.run_folder(trial.number) / "lock")
+        lock = take_lock(plan.run_folder(trial.number) / "lock")
         assert lock is not None  # no other process knows this trial
         return trial, lock
 

@@ -14,11 +14,10 @@ from afclip_runtime.bulk.plan import FOLDER, Plan, Shard, read_files, shard_of
 from afclip_runtime.bulk.reading import open_archive, open_files
 from afclip_runtime.bulk.sources import Archive, File
 from afclip_runtime.errors import UserError, shown
-from afclip_runtime.files import refresh
+from afclip_runtime.files import Lock, refresh, take_lock
 from afclip_runtime.inspection.folder import save_pictures
 from afclip_runtime.inspection.table import Record, record_of
 from afclip_runtime.launch import signals
-from afclip_runtime.launch.locks import Lock, try_lock
 
 if TYPE_CHECKING:
     from afclip_runtime.bulk.reading import Image
@@ -123,7 +122,7 @@ def claim(out: Path, number: int) -> Lock | None:
     Raises:
         UserError: The output folder cannot be written.
     """
-    return try_lock(lock_path(out, number))
+    return take_lock(lock_path(out, number))
 
 
 def lock_path(out: Path, number: int) -> Path:

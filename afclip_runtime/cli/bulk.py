@@ -161,7 +161,7 @@ def _plan(
 
     from afclip_runtime.bulk.plan import FOLDER, make_plan
     from afclip_runtime.bulk.sources import Listing
-    from afclip_runtime.files.locks import wait_for_lock
+    from afclip_runtime.files import wait_for_lock
     from afclip_runtime.inspection.folder import check_settings, settings_of
 
     shard_images = options.shard_images or 1000

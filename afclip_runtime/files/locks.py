@@ -18,19 +18,45 @@ if TYPE_CHECKING:
     from filelock import FileLock
 
 LOCK_FILE = ".lock"  # held by the process that writes into a folder
-NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
+NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 PATIENCE = 120.0  # seconds; longer than this package holds any lock that others wait for
+WIDTH = 5  # characters of the number of attempts at the beginning of a lock file; the process that holds it follows
 
 
 class Lock:
     """A lock that this process holds until the end of the `with` body, `release`, or garbage collection.
 
     Args:
+        path: The lock file. It remains when the lock is released, unless `release` removes it.
         held: Lock of the package filelock.
     """
 
-    def __init__(self, held: "FileLock") -> None:
+    def __init__(self, path: Path, held: "FileLock") -> None:
+        self.path = path
         self._held = held
+
+    @property
+    def attempts(self) -> int:
+        """How often the work that the lock protects was begun and not ended. The file keeps it for the next holder.
+
+        Raises:
+            WriteError: It cannot be set, for example because the disk is full.
+        """
+        with self.path.open("rb") as file:
+            content = file.read(WIDTH).strip()
+        return int(content) if content.isdigit() else 0
+
+    @attempts.setter
+    def attempts(self, count: int) -> None:
+        try:
+            self._write(count)
+        except OSError as error:
+            raise _unusable(self.path, error) from error
+
+    def _write(self, attempts: int) -> None:
+        with self.path.open("r+b", buffering=0) as file:  # in place: a process that is killed here loses no count
+            file.write(f"{attempts:{WIDTH}d} {os.getpid()} on {platform.node()}\n".encode())
+            file.truncate()
 
     def release(self, remove: bool = False) -> None:
         """Releases the lock.
@@ -50,14 +76,14 @@ class Lock:
         self.release()
 
 
-def take_lock(path: Path, patience: float = 0) -> Lock | None:
+def take_lock(path: Path, patience: float | None = 0) -> Lock | None:
     """Returns the lock of a file, or `None` while another process holds it. The file and its folder are created.
 
     The file names the process that holds the lock, see `holder_of`.
 
     Args:
         path: The lock file. It has no other content.
-        patience: Seconds to wait for the lock.
+        patience: Seconds to wait for the lock; `None` waits until it is free.
 
     Raises:
         WriteError: The file cannot be written.
@@ -66,23 +92,29 @@ def take_lock(path: Path, patience: float = 0) -> Lock | None:
     from filelock import FileLock, Timeout
 
     # the fallback on a file system without locks is a file that remains for ever after a killed process
-    lock = FileLock(path, timeout=patience, thread_local=False, fallback_to_soft=False)
+    held = FileLock(path, timeout=-1 if patience is None else patience, thread_local=False, fallback_to_soft=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        held.acquire()
     except Timeout:
         return None
     except OSError as error:
-        where = shown(path.parent)
-        if error.errno in NO_LOCKS:
-            raise UserError(
-                f"{where}: its file system has no locks ({error.strerror}), so that two processes could write there at "
-                "once. Choose a folder on another one, or mount it with locks (NFS without nolock, Lustre with flock)."
-            ) from error
-        raise WriteError(f"{where}: cannot be written ({error.strerror or error}). Choose another folder.") from error
+        raise _unusable(path, error) from error
+    lock = Lock(path, held)
     with suppress(OSError):  # a lock works also on a full disk
-        path.write_text(f"{os.getpid()} on {platform.node()}\n", encoding="utf-8")
-    return Lock(lock)
+        lock._write(lock.attempts)
+    return lock
+
+
+def _unusable(path: Path, error: OSError) -> UserError:
+    where = shown(path.parent)
+    if error.errno in NO_LOCKS:
+        return UserError(
+            f"{where}: its file system has no locks ({error.strerror}), so that two processes could write there at "
+            "once. Choose a folder on another one, or mount it with locks (NFS without nolock, Lustre with flock)."
+        )
+    reason = error.strerror or error
+    return WriteError(f"{where}: cannot be written ({reason}). Choose another folder (most commands: --out).")
 
 
 def wait_for_lock(path: Path) -> Lock:
@@ -102,6 +134,6 @@ def wait_for_lock(path: Path) -> Lock:
 def holder_of(path: Path) -> str:
     """Returns the process that holds a lock, as `process 4711 on node07`, or `another process` if it is not known."""
     with suppress(UserError):
-        if text := read_text(path, limit=1000).strip():
+        if text := read_text(path, limit=1000)[WIDTH:].strip():
             return f"process {shown(text)}"
     return "another process"

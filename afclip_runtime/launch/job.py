@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from afclip_runtime.launch.locks import Lock
+from afclip_runtime.files import Lock
 
 ATTEMPTS = 3
 GRACE = 60.0

@@ -11,9 +11,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from afclip_runtime.errors import UserError
+from afclip_runtime.files import take_lock
 from afclip_runtime.launch import signals
 from afclip_runtime.launch.job import Job, Outcome, Unit
-from afclip_runtime.launch.locks import try_lock
 from afclip_runtime.launch.signals import STOPS
 from afclip_runtime.launch.where import Ended, Report
 from afclip_runtime.launch.worker import Begun, Exhausted, Finished, Idle, Refused, died_of, serve
@@ -174,7 +174,7 @@ class _Pool:
     def _end(self, begun: Begun, stopped: bool) -> None:
         """Resets the attempts of a unit whose process was ended on purpose, or that shall not be tried again."""
         with suppress(UserError, OSError):
-            if (lock := try_lock(begun.lock)) is not None:
+            if (lock := take_lock(begun.lock)) is not None:
                 with lock:
                     self.job.end(Unit(begun.name, lock), stopped)
 

@@ -6,8 +6,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from afclip_runtime.errors import UserError
+from afclip_runtime.files import take_lock
 from afclip_runtime.launch.job import Job, Unit
-from afclip_runtime.launch.locks import try_lock
 
 
 class NumberedJob(Job):
@@ -68,7 +68,7 @@ class NumberedJob(Job):
         """
         if self.error:
             raise UserError(self.error)
-        if (lock := try_lock(self.lock_path(number))) is None:
+        if (lock := take_lock(self.lock_path(number))) is None:
             return None
         if self.is_finished(number):  # by the process that had the lock
             lock.release()

@@ -18,7 +18,7 @@ from afclip_lightning.benchmark import table
 from afclip_lightning.benchmark.runner import State, run_cells
 from afclip_lightning.benchmark.table import assemble
 from afclip_runtime.errors import UserError
-from afclip_runtime.launch.locks import try_lock
+from afclip_runtime.files import take_lock
 from tests.support import REPOSITORY
 from tests.support.fake_cells import cell, run, run_here
 
@@ -99,7 +99,7 @@ if __name__ == "__main__":
     assert process.wait(30) != 0
     assert not (tmp_path / "cells/slow/failed.json").exists()
     for _ in range(100):  # 10 s
-        if lock := try_lock(tmp_path / "cells/slow/lock"):
+        if lock := take_lock(tmp_path / "cells/slow/lock"):
             return lock.release()
         time.sleep(0.1)
     pytest.fail("something of the worker is left")

@@ -8,8 +8,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from afclip_runtime.errors import UserError
+from afclip_runtime.files import take_lock
 from afclip_runtime.launch import Job, Unit, signals
-from afclip_runtime.launch.locks import try_lock
 from afclip_runtime.launch.signals import StoppedError
 
 
@@ -33,7 +33,7 @@ class SmallJob(Job):
 
     def claim(self, skip: Collection[str]) -> Unit | None:
         for name in self.names:
-            if name in skip or self._finished(name) or (lock := try_lock(self.folder / "locks" / name)) is None:
+            if name in skip or self._finished(name) or (lock := take_lock(self.folder / "locks" / name)) is None:
                 continue
             if not self._finished(name):
                 return Unit(name, lock, log=self.folder / f"{name}.txt")
@@ -56,6 +56,8 @@ class SmallJob(Job):
             time.sleep(0.05)
             if action == "stops" and signals.requested():
                 raise StoppedError
+            if action == "meets" and len(set(self.workers())) > 1:
+                break
         self._record("done", unit.name, "")
 
     def fail(self, name: str, error: str) -> None:
@@ -69,9 +71,13 @@ class SmallJob(Job):
         """Returns the names of the units in the order in which they were begun."""
         return [line.split()[0] for line in (self.folder / "ran").read_text().splitlines()]
 
+    def workers(self) -> list[str]:
+        """Returns the process ids of those that began them."""
+        return [line.split()[1] for line in (self.folder / "ran").read_text().splitlines()]
+
 
 class HastyJob(SmallJob):
-    """One that gives its workers a second to stop, and a unit two."""
+    """One that gives its workers a second to stop, and a unit three."""
 
     grace = 1.0
-    time_limit = 2.0
+    time_limit = 3.0
