@@ -10,5 +10,5 @@ def say_mostly(where: str, count: int, first: Path) -> str:
     masks = "1 mask marks" if count == 1 else f"{count} masks mark"
     return (
         f"{shown(where)}: {masks} more than half of the picture, the first is {shown(first)}. If normal and anomalous "
-        "are swapped in the file, write it anew; if the defects are that large, all is well."
+        "are swapped in the file, write it again. If the defects are that large, nothing is wrong."
     )

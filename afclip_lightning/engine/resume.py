@@ -59,7 +59,7 @@ def how_to_go_on(path: Path | None) -> str:
         path: The last checkpoint of its run; `None` if no checkpoint is kept.
     """
     if path is None or not path.exists():
-        return "Nothing of it was kept; the same command begins anew."
+        return "Nothing of it was kept. The same command starts again."
     return f"To go on: the same command with --out {path.parents[1]} --checkpoint {path}."
 
 

@@ -126,7 +126,7 @@ def read_records(path: Path) -> dict[Key, list[ImageRecord]]:
         }
     except ValueError as error:
         raise UserError(
-            f"{shown(path)} holds no counts of images, or is damaged ({error}). Test again to write it anew."
+            f"{shown(path)} holds no counts of images, or is damaged ({error}). Test again to write it again."
         ) from error
 
 

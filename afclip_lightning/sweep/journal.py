@@ -39,7 +39,7 @@ class Journal(JournalFileBackend):
                 raise FileNotFoundError
         except FileNotFoundError as error:
             raise UserError(
-                f"{self.path}: was removed or exchanged while the sweep ran. Restore it, or begin anew with another "
+                f"{self.path}: was removed or exchanged while the sweep ran. Restore it, or start again with another "
                 "--out."
             ) from error
         if whole:

@@ -87,7 +87,7 @@ class Plan:
         except Exception as error:  # their errors have many classes
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise UserError(
-                f"{self.storage}: no study can be read there ({reason}). Restore it, or begin anew with another "
+                f"{self.storage}: no study can be read there ({reason}). Restore it, or start again with another "
                 "--out and --storage."
             ) from error
 

@@ -143,7 +143,7 @@ def test_a_process_that_does_not_answer_is_waited_for_as_long_as_it_says(folder:
 def test_what_keeps_no_checkpoint_is_told_to_begin_anew(folder: Path, fault: str, args: list[str]) -> None:
     codes, logs = run_both(folder, args, fault)
     assert codes[0] == 2, logs
-    assert "Nothing of it was kept; the same command begins anew." in logs[0]
+    assert "Nothing of it was kept. The same command starts again." in logs[0]
     assert run_both(folder, args)[0] == [0, 0]
 
 

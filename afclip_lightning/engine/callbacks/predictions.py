@@ -23,7 +23,7 @@ def not_finite(image: object, method: object) -> UserError:
     """
     return UserError(
         f"{image}: {type(method).__name__} gives a score or a map with NaN or infinity, so its head or the backbone's "
-        "weights hold NaN, or numbers overflow. Use other weights, or train anew with a lower learning rate or "
+        "weights hold NaN, or numbers overflow. Use other weights, or train again with a lower learning rate or "
         "--trainer.precision 32-true."
     )
 
