@@ -3,6 +3,7 @@
 import importlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from afclip_runtime.launch.output import last_error
 from afclip_runtime.launch.signals import STOPPED
 from afclip_runtime.launch.where import Ended, Where
 
+ANSWER = 10.0  # seconds in which a cluster must answer
 LOOK = 0.5  # seconds between two checks of the tasks
 RETRIES = 3  # of a task whose node or process is lost; it continues with the remaining units
 HANDED_ON = ("AFCLIP_", "PYTHONPATH", "OMP_NUM_THREADS")  # prefixes of environment variables that workers inherit
@@ -74,6 +76,7 @@ def open_ray(address: str | None) -> Any:
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed: {install_extra('scale')}.") from error
     try:
+        _reach(address or "")
         ray.init(address or "local", include_dashboard=None if address else False, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
@@ -85,6 +88,13 @@ def open_ray(address: str | None) -> Any:
 def variables_for_workers() -> dict[str, str]:
     """Returns the variables of this environment that workers on other machines have too."""
     return {name: value for name, value in os.environ.items() if name.startswith(HANDED_ON)}
+
+
+def _reach(address: str) -> None:
+    """Raises `OSError` if nothing answers at HOST:PORT, of which Ray itself takes many minutes to say a word."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER).close()
 
 
 def _code(ray: Any, task: Any) -> int | str:

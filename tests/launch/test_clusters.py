@@ -3,10 +3,12 @@
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -114,6 +116,18 @@ def test_tasks_that_all_end_with_a_mistake_are_one_error(folder: Path) -> None:
     command = [sys.executable, "-c", "import sys; print('error: there is no model', file=sys.stderr); sys.exit(2)"]
     with pytest.raises(UserError, match=r"ray/1\.log: there is no model"):
         launch(SmallJob(folder, ["done-1"]), Where("ray", command=command), folder)
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_an_address_where_nothing_answers_is_one_error(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=lambda *args, **options: pytest.fail("it waits")))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    where = Where("ray", ray_address=f"{scheme}127.0.0.1:{port}")
+    with pytest.raises(UserError, match=rf"--ray_address {where.ray_address}: no Ray can be used \(.*refused"):
+        launch(SmallJob(folder, ["done-1"]), where, folder)
 
 
 def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
