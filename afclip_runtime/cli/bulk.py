@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from afclip_runtime.cli.launch_options import add_launch_options, where_of
+from afclip_runtime.cli.launch_options import add_launch_options, check_launch_options, where_of
 from afclip_runtime.cli.parser import numeric
 from afclip_runtime.errors import UserError, counted, shown
 
@@ -69,9 +69,10 @@ def is_by_shards(options: argparse.Namespace, patterns: Sequence[str], saves: Se
     """
     from afclip_runtime.bulk.sources import is_sharded
 
+    check_launch_options(options)
     by_source = is_sharded(patterns)
     if options.launcher is None and not by_source:
-        names = ("shard_images", "image_column", "ray_address", "sbatch")
+        names = ("shard_images", "image_column")
         if given := [name for name in names if getattr(options, name)]:
             raise UserError(f"--{given[0]} needs an inspection by shards: add --launcher local.")
         if options.jobs != 1:

@@ -6,10 +6,11 @@ import sys
 from collections.abc import Collection, Iterator, Sequence
 
 from afclip_runtime.cli.parser import numeric
-from afclip_runtime.errors import PROGRAM
+from afclip_runtime.errors import PROGRAM, UserError
 from afclip_runtime.launch import Where
 
 OPTIONS = ("--launcher", "--jobs", "--ray_address", "--sbatch")
+OF_ONE_LAUNCHER = {"ray_address": "ray", "sbatch": "slurm"}
 JOBS = numeric(int, lambda jobs: jobs >= 1, "at least 1")
 
 
@@ -55,9 +56,27 @@ def where_of(
         args: Arguments after the verb, as typed.
         drop: Flags without a value that tasks on other machines shall not get.
         program: Command of the program.
+
+    Raises:
+        UserError: An option belongs to another launcher.
     """
+    check_launch_options(options)
     command = [sys.executable, *program.split()[1:], *verb.split(), *_of_a_task(args, drop)]
     return Where(options.launcher or "local", options.jobs, options.ray_address, options.sbatch, command)
+
+
+def check_launch_options(options: argparse.Namespace) -> None:
+    """Refuses an option of another launcher, which would do nothing.
+
+    Args:
+        options: Options of a parser with `add_launch_options`.
+
+    Raises:
+        UserError: Names the option and its launcher.
+    """
+    for name, launcher in OF_ONE_LAUNCHER.items():
+        if getattr(options, name) and options.launcher != launcher:
+            raise UserError(f"--{name} needs --launcher {launcher}: add that, or leave out --{name}.")
 
 
 def _of_a_task(args: Sequence[str], drop: Collection[str]) -> Iterator[str]:

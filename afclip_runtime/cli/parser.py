@@ -48,13 +48,15 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(prog, **{"formatter_class": formatter, "allow_abbrev": False, **options})
 
     def error(self, message: str) -> NoReturn:
-        """Prints the message, the nearest name of a mistyped flag, and the help command. Ends with exit code 2."""
+        """Prints the message, a remedy where there is one, and where all flags are; ends with exit code 2."""
         near: list[str] = []
         if message.startswith("unrecognized arguments: "):
             names = self._flags()
             unknown = [arg.partition("=")[0] for arg in message.split() if arg.startswith("--")]
             near = [close for name in unknown for close in difflib.get_close_matches(name, names, n=1)]
         hint = f". Did you mean {' and '.join(dict.fromkeys(near))}?" if near else ""
+        if message.endswith("expected one argument"):
+            hint = f". A value that begins with - follows =, as in {message.split()[1].rstrip(':')}=-1"
         print(f"error: {message}{hint}\nAll options: {self.prog} --help", file=sys.stderr)
         sys.exit(2)
 

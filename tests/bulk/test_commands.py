@@ -65,6 +65,11 @@ def test_an_archive_is_inspected_by_shards_without_being_asked(capsys: pytest.Ca
         (["in", "--shard_images", "5"], "--shard_images needs an inspection by shards: add --launcher local."),
         (["in", "--jobs", "2"], "--jobs needs an inspection by shards: add --launcher local."),
         (["in", "--image_column", "x"], "--image_column needs an inspection by shards: add --launcher local."),
+        (
+            ["in", "--ray_address", "x"],
+            "--ray_address needs --launcher ray: add that, or leave",
+        ),
+        (["in", *LOCAL, "--sbatch=-G1"], "--sbatch needs --launcher slurm: add that, or leave out --sbatch."),
     ],
 )
 def test_options_that_do_not_go_together(args: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,8 @@ import sys
 import pytest
 
 from afclip_runtime.cli.launch_options import add_launch_options, where_of
+from afclip_runtime.cli.parser import CommandParser
+from afclip_runtime.errors import UserError
 from afclip_runtime.launch import Where
 
 
@@ -38,3 +40,19 @@ def test_wrong_values_are_refused(args: list[str], capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit):
         read(args)
     assert args[0] in capsys.readouterr().err
+
+
+def test_a_value_that_begins_with_a_dash(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = CommandParser("afclip benchmark")
+    add_launch_options(parser, "cells")
+    assert parser.parse_args(["--sbatch=-G1"]).sbatch == ["-G1"]
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--sbatch", "-G1"])
+    said = "argument --sbatch: expected one argument. A value that begins with - follows =, as in --sbatch=-1"
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("args", [["--sbatch=-G1"], ["--launcher=ray", "--sbatch=-G1"], ["--ray_address=auto"]])
+def test_an_option_of_another_launcher_is_refused(args: list[str]) -> None:
+    with pytest.raises(UserError, match=r"needs --launcher (slurm|ray): add"):
+        read(args)
