@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from afclip_lightning.backbones.store_files import check_files, check_store, info, prune
 from afclip_lightning.cli.model_options import split_model_arguments
-from afclip_runtime.cli.launch_options import add_launch_options, where_of
+from afclip_runtime.cli.launch_options import add_launch_options, check_launch_options, where_of
 from afclip_runtime.cli.parser import CommandParser, command, numeric
 from afclip_runtime.errors import PROGRAM, UserError
 from afclip_runtime.launch import signals
@@ -56,6 +56,9 @@ def build(args: Sequence[str]) -> int:
     options, rest = _build_parser().parse_known_args(args)
     if not any(arg.split("=")[0] == "--features.cache" for arg in rest):
         raise UserError("Say where the features go: --features.cache DIR.")
+    check_launch_options(options)
+    if options.launcher is None and not options.images and options.jobs != 1:
+        raise UserError("--jobs needs a launcher: add --launcher local.")
     signals.listen()  # before the slow imports: an unhandled signal would end the process
     from afclip_lightning.engine import app
 

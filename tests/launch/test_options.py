@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from afclip_lightning.cli.features import build
 from afclip_runtime.cli.launch_options import add_launch_options, where_of
 from afclip_runtime.cli.parser import CommandParser
 from afclip_runtime.errors import UserError
@@ -56,3 +57,9 @@ def test_a_value_that_begins_with_a_dash(capsys: pytest.CaptureFixture[str]) -> 
 def test_an_option_of_another_launcher_is_refused(args: list[str]) -> None:
     with pytest.raises(UserError, match=r"needs --launcher (slurm|ray): add"):
         read(args)
+
+
+@pytest.mark.parametrize("args", [["--jobs=2"], ["--sbatch=-G1"], ["--launcher=local", "--ray_address=auto"]])
+def test_features_build_refuses_what_would_do_nothing(args: list[str]) -> None:
+    with pytest.raises(UserError, match=rf"^{args[-1].partition('=')[0]} needs "):
+        build(["--config", "x.yaml", "--features.cache=store", *args])
