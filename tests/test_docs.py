@@ -21,7 +21,7 @@ from afclip_runtime.cli.parser import CommandParser
 from tests.support import REPOSITORY
 from tests.support.options import options_of
 
-RUNS = {"fit", "validate", "test", "predict"}
+RUNS = {"demo", "fit", "validate", "test", "predict"}
 PROGRAM = re.compile(r"(?:-m afclip_lightning|(?<![\w./-])afclip) ([a-z]\w*)\b([^\n]*)")
 FILES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "data/README.md", "docs/**/*.md"]
 FILES += ["experiments/**/*.md", "experiments/**/*.yaml", "experiments/**/*.sbatch", "configs/**/*.yaml"]

@@ -81,7 +81,7 @@ def test_what_nobody_knows_is_passed_on(capsys: pytest.CaptureFixture[str]) -> N
 def test_features_build_has_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for option in ("--help", "-h"):
         assert run(monkeypatch, "features", "build", option) == 0
-        assert "All options are those of fit" in capsys.readouterr().out
+        assert "All other options are those of fit" in capsys.readouterr().out
     assert run(monkeypatch, "features", "build") == 2
     assert "--features.cache DIR" in capsys.readouterr().err
 

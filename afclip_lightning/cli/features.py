@@ -53,7 +53,11 @@ model is used), --model.KEY, --features.cache, --features.dtype, --trainer.preci
 
 def build(args: Sequence[str]) -> int:
     """Computes the features that a run with these options would read, and returns the exit code."""
-    options, rest = _build_parser().parse_known_args(args)
+    parser = _build_parser()
+    if {"--help", "-h"} & set(args):
+        parser.print_help()
+        return 0
+    options, rest = parser.parse_known_args(args)
     if not any(arg.split("=")[0] == "--features.cache" for arg in rest):
         raise UserError("Say where the features go: --features.cache DIR.")
     check_launch_options(options)

@@ -63,6 +63,11 @@ onnxruntime>=1.20
 # fastapi>=0.115
 # python-multipart>=0.0.18
 # uvicorn>=0.31
+# scale: for --launcher ray, Parquet files and URLs
+# ray[data]>=2.60,<3
+# aiohttp>=3.10
+# fsspec>=2024.6
+# pyarrow>=15
 """
 
 

@@ -21,7 +21,7 @@ from tests.support.layouts.mvtec import write_mvtec
 from tests.support.options import options_of
 from tests.support.run_folders import write_run
 
-RUNS = ("fit", "validate", "test", "predict")  # whose options are Lightning's
+RUNS = ("demo", "fit", "validate", "test", "predict")  # whose options are Lightning's
 HEAVY = ("torch", "lightning", "open_clip", "albumentations", "torchmetrics", "jsonargparse", "optuna", "fastapi")
 
 
