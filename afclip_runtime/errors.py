@@ -91,6 +91,10 @@ class WriteError(UserError):
     """
 
 
+class MissingPackageError(UserError):
+    """A package that the sources need is not installed. The message has the command that installs it."""
+
+
 def is_for_want_of_space(message: str) -> bool:
     """Returns whether a message says that a disk is full or that the user's quota is used up."""
     return any(os.strerror(code) in message for code in (errno.ENOSPC, errno.EDQUOT))

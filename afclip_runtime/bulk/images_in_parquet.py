@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from afclip_runtime.bulk import urls
-from afclip_runtime.errors import UserError, install_extra, shown
+from afclip_runtime.errors import MissingPackageError, UserError, install_extra, shown
 from afclip_runtime.files import open_regular
 
 if TYPE_CHECKING:
@@ -70,7 +70,9 @@ def open_table(source: str) -> "Iterator[ParquetFile]":
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise UserError(f"{shown(source)}: pyarrow reads it and is not installed: {install_extra('scale')}.") from error
+        raise MissingPackageError(
+            f"{shown(source)}: pyarrow reads it and is not installed: {install_extra('scale')}."
+        ) from error
     with ExitStack() as stack:
         try:
             if urls.is_url(source):

@@ -13,7 +13,7 @@ import msgspec
 
 from afclip_runtime.bulk import images_in_parquet, tars, urls
 from afclip_runtime.bulk.images_in_parquet import Column, choose_column, open_table, read_cells, row_groups
-from afclip_runtime.errors import UserError, shown
+from afclip_runtime.errors import MissingPackageError, UserError, shown
 from afclip_runtime.images.find import DICOM_BY_CONTENT, IMAGE_SUFFIXES, kind_of, walk_files
 from afclip_runtime.inspection.inputs import is_ignored, why_left_out
 
@@ -107,6 +107,9 @@ class Listing:
 
         A source that is given twice is yielded twice. Sources that are missing, cannot be read or are not images are
         yielded with an error.
+
+        Raises:
+            MissingPackageError: A package that a source needs is not installed.
         """
         for pattern in self.patterns:
             for text in expand_braces(pattern):
@@ -141,6 +144,7 @@ class Listing:
             yield File(str(folder), error=f"{shown(folder)}: the folder has no image.")
 
     def _at_url(self, url: str) -> Iterator[File | Archive]:
+        urls.require_packages(url)
         try:
             if "*" in url:
                 files: Iterable[urls.UrlFile] | None = urls.matching(url)
@@ -165,6 +169,8 @@ class Listing:
                     yield File(*file, why_left_out(name, file.url), True)
             if not found and "*" not in url:
                 yield File(url, error=f"{shown(url)}: the folder has no image.")
+        except MissingPackageError:
+            raise
         except UserError as error:
             yield File(url, error=str(error))
 
@@ -190,6 +196,8 @@ class Listing:
                         yield Archive("parquet", *facts, first, groups, rows)
                 if not table.metadata.num_rows:
                     yield File(path, size, mtime_ns, f"{shown(path)}: the table has no row.")
+        except MissingPackageError:
+            raise
         except UserError as error:
             yield Archive("parquet", path, size, mtime_ns, error=str(error))
 
@@ -201,7 +209,11 @@ def _listed(source: str, table: "images_in_parquet.ParquetFile", column: Column)
             yield File(f"{source}/{cell.row}", error=f"{shown(source)}, row {cell.row}: the cell is empty.")
         else:
             path = beside(source, cell.path)
-            yield File(path) if urls.is_url(path) else File(path, *_state(path))
+            if urls.is_url(path):
+                urls.require_packages(path)
+                yield File(path)
+            else:
+                yield File(path, *_state(path))
 
 
 def beside(source: str, path: str) -> str:
@@ -211,6 +223,17 @@ def beside(source: str, path: str) -> str:
     if urls.is_url(source):
         return path if path.startswith("/") else f"{source.rpartition('/')[0]}/{path}"
     return os.path.join(os.path.dirname(source), path)
+
+
+def require_packages(patterns: Iterable[str]) -> None:
+    """Checks early that the packages for all URLs among the sources are installed.
+
+    Raises:
+        MissingPackageError: A package is not installed.
+    """
+    for pattern in patterns:
+        if urls.is_url(pattern) and not pattern.lower().startswith("file://"):
+            urls.require_packages(pattern)
 
 
 def is_sharded(patterns: Iterable[str]) -> bool:

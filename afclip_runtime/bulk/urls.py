@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from typing import IO, Any, NamedTuple
 from urllib.parse import urlsplit
 
-from afclip_runtime.errors import UserError, install_extra, shown
+from afclip_runtime.errors import MissingPackageError, UserError, install_extra, shown
 
 ATTEMPTS, PAUSE = 3, 0.5  # attempts per request; seconds before the second attempt, doubled before the third
 READ_AHEAD = 2**23  # bytes per fetch of an archive
@@ -26,6 +26,31 @@ def is_url(text: str) -> bool:
     """Returns whether a text is a URL. A single letter as scheme (`C:`) is a drive."""
     scheme, mark, _ = text.partition("://")
     return bool(mark) and len(scheme) > 1 and scheme.replace("+", "").replace("-", "").isalnum()
+
+
+def require_packages(url: str) -> None:
+    """Checks that the packages for a URL are installed. An unknown scheme is not checked: its URLs cannot be read.
+
+    Raises:
+        MissingPackageError: A package is not installed.
+    """
+    scheme = url.partition("://")[0].lower()
+    try:
+        from fsspec.core import get_filesystem_class
+        from fsspec.registry import known_implementations
+    except ImportError as error:
+        raise MissingPackageError(
+            f"{scheme}:// is read by fsspec, which is not installed: {install_extra('scale')}."
+        ) from error
+    try:
+        get_filesystem_class(scheme)
+    except ImportError as error:
+        package = known_implementations.get(scheme, {}).get("class", "").partition(".")[0]
+        package = "aiohttp" if scheme in ("http", "https") else package
+        remedy = f": pip install {package}" if package and package != "fsspec" else f" ({error})"
+        raise MissingPackageError(f"{scheme}:// is read by a package that is not installed{remedy}.") from error
+    except ValueError:
+        pass  # an unknown scheme
 
 
 def suffix_source(url: str) -> str:
@@ -152,21 +177,13 @@ def _system(url: str) -> tuple[Any, str]:
     Raises:
         UserError: The packages for the scheme are not installed, or there are none.
     """
-    scheme = url.partition("://")[0].lower()
-    try:
-        from fsspec.core import url_to_fs
-        from fsspec.registry import known_implementations
-    except ImportError as error:
-        raise UserError(f"{scheme}:// is read by fsspec, which is not installed: {install_extra('scale')}.") from error
+    require_packages(url)
+    from fsspec.core import url_to_fs
+
     try:
         system, path = url_to_fs(url)
-    except ImportError as error:
-        package = known_implementations.get(scheme, {}).get("class", "").partition(".")[0]
-        package = "aiohttp" if scheme in ("http", "https") else package
-        remedy = f": pip install {package}" if package and package != "fsspec" else f" ({error})"
-        raise UserError(f"{scheme}:// is read by a package that is not installed{remedy}.") from error
     except Exception as error:  # unknown scheme, no credentials: each file system has its own classes of errors
-        reason = shown(" ".join(str(error).split())[:200])
+        scheme, reason = url.partition("://")[0].lower(), shown(" ".join(str(error).split())[:200])
         raise UserError(f"{shown(url)}: {scheme}:// cannot be used ({reason}).") from error
     return system, str(path)
 

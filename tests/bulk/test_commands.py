@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
@@ -76,6 +77,27 @@ def test_options_that_do_not_go_together(args: list[str], said: str, capsys: pyt
     assert main(args) == 2
     assert said in capsys.readouterr().err
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "missing", "said"),
+    [
+        ("s3://bucket/images/", "s3fs", "pip install s3fs"),
+        ("s3://bucket/images/", "fsspec.core", "pip install 'afclip_lightning[scale]'"),
+        ("of_urls.parquet", "s3fs", "pip install s3fs"),
+        ("of_urls.parquet", "pyarrow.parquet", "pip install 'afclip_lightning[scale]'"),
+    ],
+)
+def test_a_missing_package_ends_the_command_before_any_work(
+    source: str, missing: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parquet.write_table(pa.table({"url": ["s3://bucket/a.png"]}), "of_urls.parquet")
+    monkeypatch.setitem(sys.modules, missing, None)
+    assert main([source, "--out", "out"]) == 2
+    told = capsys.readouterr()
+    assert told.err.splitlines()[-1].endswith(f"{said}.")
+    assert not told.out
+    assert not Path("out/parts").exists()
 
 
 def test_one_output_is_of_one_kind(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,12 +3,13 @@
 import sys
 import tarfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import pyarrow as pa
 import pytest
 
 from afclip_runtime.bulk import urls
-from afclip_runtime.errors import UserError
+from afclip_runtime.errors import MissingPackageError, UserError
 from tests.support.sharded import (
     add_member,
     images_in,
@@ -229,6 +230,10 @@ def test_a_file_system_whose_package_is_not_installed(tmp_path: Path, monkeypatc
         urls.fetch("s3://bucket/a.png")
     with pytest.raises(UserError, match=r"^nosuch://a: nosuch:// cannot be used"):
         urls.fetch("nosuch://a")
+    with monkeypatch.context() as here:
+        here.setattr("fsspec.core.get_filesystem_class", Mock(side_effect=ImportError))
+        with pytest.raises(MissingPackageError, match=r"^https:// is read by .*: pip install aiohttp\.$"):
+            urls.require_packages("https://host/a.png")
     monkeypatch.setitem(sys.modules, "fsspec.core", None)
     with pytest.raises(UserError, match=r"fsspec, which is not installed: pip install 'afclip_lightning\[scale\]'"):
         urls.fetch("memory://a")
