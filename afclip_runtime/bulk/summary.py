@@ -8,7 +8,7 @@ import msgspec
 
 from afclip_runtime.bulk.judging import claim
 from afclip_runtime.bulk.parts import Facts, facts_of, part_path, replace_column, rows_of
-from afclip_runtime.bulk.plan import Plan
+from afclip_runtime.bulk.plan import Plan, read_files
 from afclip_runtime.files import write_json
 from afclip_runtime.inspection.drift import Drift
 
@@ -99,6 +99,35 @@ def finish(out: Path, normals: "Mapping[str | None, NormalScores | None]") -> Ma
     )
     write_json(out / MANIFEST, msgspec.to_builtins(manifest))
     return manifest
+
+
+def first_failed(out: Path, manifest: Manifest) -> tuple[str, str] | None:
+    """Returns path and error of the first image that failed, in the order of the shards.
+
+    Returns `None` if there is none. The rows of damaged archives do not count: the manifest names the archives.
+
+    Raises:
+        UserError: A part is damaged.
+    """
+    if not manifest.failed:
+        return None
+    plan, archives = Plan.read(out), {damage.problem for damage in manifest.damaged}
+    for part in manifest.parts:
+        if not part.failed:
+            continue
+        left_out = _left_out(out, plan, int(Path(part.file).stem))
+        for batch in rows_of(out / part.file, ["path", "error"]):
+            for path, error in _values(batch):
+                if error and error not in archives and path not in left_out:
+                    return path, error
+    return None
+
+
+def _left_out(out: Path, plan: Plan, number: int) -> set[str]:
+    """Returns the paths of a shard's files that are of a kind that is not read."""
+    if plan.shards[number].archive is not None:
+        return set()
+    return {file.path for file in read_files(out, number) if file.left_out}
 
 
 def _archive(plan: Plan, facts: Facts) -> str:

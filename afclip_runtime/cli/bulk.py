@@ -218,11 +218,16 @@ class _Progress:
 
 def _say(manifest: "Manifest", judged: int, out: Path) -> None:
     """Prints the summary of a job."""
+    from afclip_runtime.bulk.summary import first_failed
+    from afclip_runtime.inspection.table import note_of_first
+
     print(
         f"{manifest.rows - manifest.failed - manifest.left_out:,} inspected, {manifest.failed:,} failed, "
         f"{manifest.left_out:,} left out, in {counted(manifest.done, 'shard')}, {judged:,} of them in this run: "
         f"{out / 'parts'}"
     )
+    if first := first_failed(out, manifest):
+        print(f"note: {note_of_first(*first, manifest.failed, out / 'parts')}", file=sys.stderr)
     for damage in manifest.damaged:
         print(f"note: damaged: {shown(damage.problem)}", file=sys.stderr)
     for method, alarm in manifest.drift.items():

@@ -300,15 +300,19 @@ def report(
     """
     from afclip_runtime.images.picture import say
     from afclip_runtime.inspection.inputs import count_left_out
+    from afclip_runtime.inspection.table import note_of_first
 
+    table = out / "inspections.csv"
     judged, before = done.new - done.failed - done.left_out, len(inputs) * len(models) - done.new
     others = f"{before} done before, {count_left_out(inputs)}" if inputs else f"{done.left_out} left out"
-    print(f"{judged} inspected, {done.failed} failed, {others}: {out / 'inspections.csv'}")
+    print(f"{judged} inspected, {done.failed} failed, {others}: {table}")
     for line in lines:
         print(line)
     if done.replaced:
         print(f"{done.replaced} of these were inspected before and have been replaced since.")
-    for sentence in [*notes, *say(sum((model.remarks for model in models.values()), Counter[str]()))]:
+    first = done.first_failed
+    failure = [note_of_first(first.path, first.error, done.failed, table)] if first else []
+    for sentence in [*failure, *notes, *say(sum((model.remarks for model in models.values()), Counter[str]()))]:
         print(f"note: {sentence}", file=sys.stderr)
     drifted = any(row.drift for row in done.rows.values())
     for name, drift in done.drifts.items():

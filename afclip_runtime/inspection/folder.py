@@ -34,6 +34,7 @@ class Done:
         replaced: Number of rows of an earlier run whose file was replaced since. They count as new, too.
         drifts: Per model, the drift of the scores of all its rows from the normal images of its calibration.
         rows: All rows, by method and key of the image.
+        first_failed: Row of the first image that failed, if any.
     """
 
     new: int
@@ -42,6 +43,7 @@ class Done:
     replaced: int
     drifts: "Mapping[str, Drift]"
     rows: Mapping[tuple[str | None, str], Record]
+    first_failed: Record | None = None
 
 
 def save_pictures(outcome: "Inspection", folder: Path, name: str, saves: Sequence[str]) -> None:
@@ -165,6 +167,7 @@ def inspect(
     several = len(models) > 1
     drifts: dict[str, Drift] = {}
     new = failed = left_out = 0
+    first_failed: Record | None = None
     with Table(folder, several, inputs) as table:
         for method, model in models.items():
             column = method if several else None
@@ -176,12 +179,14 @@ def inspect(
             with tqdm(total=len(todo), unit=" images", desc=method, disable=None) as bar:
                 for item, row, outcome in judged:
                     table.add(row)
-                    failed += isinstance(outcome, UserError) and not item.left_out
+                    if isinstance(outcome, UserError) and not item.left_out:
+                        failed += 1
+                        first_failed = first_failed or row
                     left_out += item.left_out
                     for observe in observers:
                         observe(row, outcome)
                     bar.update()
-        return Done(new, failed, left_out, table.replaced, drifts, table.rows)
+        return Done(new, failed, left_out, table.replaced, drifts, table.rows, first_failed)
 
 
 def settings_of(models: "Mapping[str, Inspector]", saves: Sequence[str]) -> dict[str, Any]:

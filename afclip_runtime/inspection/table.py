@@ -281,6 +281,20 @@ def record_of(
     )
 
 
+def note_of_first(path: str, error: str, failed: int, place: object) -> str:
+    """Returns one line on the first image that failed: its path and the reason, and where the others are.
+
+    Args:
+        path: Path of the image.
+        error: Reason of its failure.
+        failed: Number of images that failed.
+        place: File or folder of the tables.
+    """
+    reason = shown(error if shown(path) in error else f"{path}: {error}")
+    others = f" The others: column error of {shown(place)}." if failed > 1 else ""
+    return f"the first of {failed:,} that failed: {reason}{others}"
+
+
 def _require_there(path: Path, file: int) -> None:
     """Checks that an open file is still at its path, since rows would otherwise be lost.
 

@@ -46,7 +46,25 @@ def test_one_process(capsys: pytest.CaptureFixture[str]) -> None:
     assert parquet.read_table("out/parts").num_rows == 10  # as pandas, polars and others read it
     Path("in/bad.png").write_bytes(b"")
     assert main(["in", *LOCAL]) == 1
-    assert "10 inspected, 1 failed, 0 left out" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "10 inspected, 1 failed, 0 left out" in said.out
+    (note,) = [line for line in said.err.splitlines() if line.startswith("note: the first")]
+    assert note.startswith("note: the first of 1 that failed: in/bad.png: cannot be read as an image")
+    assert "The others" not in note
+
+
+def test_the_first_failure_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("in/00000.heic").write_bytes(b"")  # left out, so not a failure
+    for name in ("b.png", "a.png"):
+        Path("in", name).write_bytes(b"")
+    write_tar(Path("0.tar"), Path("in"))
+    Path("0.tar").write_bytes(Path("0.tar").read_bytes()[:5000])
+    assert main(["0.tar", "in", *LOCAL]) == 1
+    said = capsys.readouterr()
+    assert "3 failed, 1 left out" in said.out
+    (note,) = [line for line in said.err.splitlines() if line.startswith("note: the first")]
+    assert note.startswith("note: the first of 3 that failed: in/a.png: cannot be read as an image")
+    assert note.endswith(f" The others: column error of {Path('out/parts').absolute()}.")
 
 
 def test_an_archive_is_inspected_by_shards_without_being_asked(capsys: pytest.CaptureFixture[str]) -> None:

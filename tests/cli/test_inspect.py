@@ -289,6 +289,9 @@ def test_a_closed_or_looping_folder_costs_a_line(
     assert {path for path, error in found.items() if not error} == {"in/000.png", "in/open/000.png"}
     assert "Permission denied" in found["in/closed"]
     assert any("leads back to" in error for error in found.values())
+    (note,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: the first of 2 ")]
+    assert note.split(": ", 2)[2].startswith(next(error for error in found.values() if error))
+    assert note.endswith(" The others: column error of out/inspections.csv.")
 
 
 @pytest.mark.slow
