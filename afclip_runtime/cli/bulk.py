@@ -137,7 +137,7 @@ def inspect_by_shards(
     several = len(models) > 1
     normals = {name if several else None: m.calibration.good if m.calibration else None for name, m in models.items()}
     manifest = finish(out, normals)
-    _say(manifest, len(todo), out)
+    _say(manifest, len(todo) - len(plan.todo(out, todo)), out)
     if ended.code:
         print("Stopped. The same command goes on from here.", file=sys.stderr)
         return ended.code
@@ -217,7 +217,7 @@ class _Progress:
 
 
 def _say(manifest: "Manifest", judged: int, out: Path) -> None:
-    """Prints the summary of a job."""
+    """Prints the summary of a job, of which this run has inspected `judged` shards."""
     from afclip_runtime.bulk.summary import first_failed
     from afclip_runtime.inspection.table import note_of_first
 

@@ -127,6 +127,17 @@ def test_one_output_is_of_one_kind(capsys: pytest.CaptureFixture[str]) -> None:
     check(10)
 
 
+def test_a_stopped_job_counts_its_own_shards(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as here:
+        here.setattr("afclip_runtime.cli.bulk._Progress.add_shard", lambda *_: signal.raise_signal(signal.SIGINT))
+        assert main(["in", *LOCAL]) == 130
+    assert "in 1 shard, 1 of them in this run" in capsys.readouterr().out
+    assert main(["in", *LOCAL]) == 0
+    assert "in 3 shards, 2 of them in this run" in capsys.readouterr().out
+
+
 def test_shards_that_another_job_has(capsys: pytest.CaptureFixture[str]) -> None:
     from afclip_runtime.bulk.judging import claim
 
@@ -134,8 +145,11 @@ def test_shards_that_another_job_has(capsys: pytest.CaptureFixture[str]) -> None
     assert lock is not None
     with lock:
         assert main(["in", *LOCAL]) == 75
-    assert "1 of 3 shards are not inspected yet: another job with this output has them" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "1 of 3 shards are not inspected yet: another job with this output has them" in said.err
+    assert "in 2 shards, 2 of them in this run" in said.out
     assert main(["in", *LOCAL]) == 0
+    assert "in 3 shards, 1 of them in this run" in capsys.readouterr().out
     check(10)
 
 
