@@ -1,4 +1,4 @@
-"""The table of what a method costs in docs/performance.md, from `cost.csv`, which `benchmark.py` writes.
+"""The table "Cost of a method" in docs/performance.md, from `cost.csv`, which `benchmark.py` writes.
 
 python -m experiments.methods.table    # writes it into the page
 """
