@@ -215,6 +215,7 @@ class ClipBackbone(nn.Module):
             if list(taps) != sorted(set(taps)) or (taps and (taps[0] < first or taps[-1] > self.vision.depth)):
                 raise ValueError(
                     f"{what} must rise within {first} to {self.vision.depth} for {self.model}, got {list(taps)}"
+                    f"{_remedy(len(taps), first, self.vision.depth)}"
                 )
         if not layers and not vv_layers and not image_embedding:
             raise ValueError("layers, vv_layers or image_embedding must be given, got none of them")
@@ -364,3 +365,12 @@ def _checked_size(image_size: ImageSize, patch: int) -> ImageSize:
             f"image_size must be a multiple of the patch size {patch}, got {got}; nearest: {low} and {high}"
         )
     return sides[0] if sides[0] == sides[1] else sides
+
+
+def _remedy(count: int, first: int, last: int) -> str:
+    """Returns the option that spreads several taps over the blocks of a tower. Methods with one tap have none."""
+    most = last - first + 1
+    if not 1 < count <= most:
+        return ""
+    spread = [first - 1 + most * tap // count for tap in range(1, count + 1)]
+    return f". For this tower: --model.layers {str(spread).replace(' ', '')}"

@@ -22,6 +22,7 @@ from afclip_lightning.backbones.preprocess import CLIP_MEAN, CLIP_STD
 from afclip_lightning.backbones.sources import normalisation_of
 from afclip_lightning.backbones.spec import FeatureSpec
 from afclip_lightning.backbones.weights import fingerprint, uses_quick_gelu
+from afclip_lightning.methods.patch_rarity import PatchRarity
 from afclip_runtime.errors import UserError, WeightsError
 from tests.support.clips import SMALL, TIMM, openai_archive, small_clip, small_config
 
@@ -59,6 +60,16 @@ def test_layers_out_of_range_are_refused(tmp_path: Path, layers: tuple[int, ...]
         backbone.spec(layers)
     with pytest.raises(ValueError, match="vv_layers must rise within 1 to 3"):
         backbone.spec(vv_layers=layers, vv_from=1)
+
+
+def test_layers_of_another_tower_name_those_of_this_one(tiny: ClipBackbone) -> None:
+    depth = r"must rise within \d to 8 for tiny-8-112, got \[6, 12, 18, 24\]"
+    with pytest.raises(ValueError, match=rf"^layers {depth}\. For this tower: --model\.layers \[2,4,6,8\]$"):
+        PatchRarity(tiny)
+    with pytest.raises(ValueError, match=rf"^vv_layers {depth}\. For this tower: --model\.layers \[5,6,7,8\]$"):
+        tiny.spec(vv_layers=(6, 12, 18, 24), vv_from=5)
+    with pytest.raises(ValueError, match=r"got \[9\]$"):
+        tiny.spec((9,))
 
 
 def test_taps_that_make_no_sense_are_refused(tmp_path: Path) -> None:
