@@ -1,8 +1,8 @@
 #!/bin/sh
-# anomalib's AUPIMO, the mean recall between two false-positive rates, is another one where the normal images have few pixels. Their rates
-# are whole numbers of pixels; the integral runs between the rates that are nearest to the bounds, and is divided by the width of the
-# whole range. A map that finds everything without a false alarm has 0.90 with four normal images of 200 x 200 pixels (from 1.25e-5 in
-# place of 1e-5), and one that finds 90 of 100 pixels has 1.00 with 140,000 pixels (from 7.1e-6). A warning in the log says from where.
+# anomalib's AUPIMO, the mean recall between two false-positive rates, is wrong if the normal images have few pixels. Their rates are
+# whole numbers of pixels. The integral runs between the rates that are nearest to the bounds, but is divided by the width of the whole
+# range. A map that finds everything without a false alarm has 0.90 with four normal images of 200 x 200 pixels (it integrates from 1.25e-5,
+# not from 1e-5). A map that finds 90 of 100 pixels has 1.00 with 140,000 pixels (from 7.1e-6). A warning in the log gives the lower end.
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

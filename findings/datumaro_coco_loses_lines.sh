@@ -1,6 +1,6 @@
 #!/bin/sh
-# Datumaro leaves lines and points out when it writes COCO's instances, without a word: a crack that was drawn as a line
-# becomes an image without any shape, which is how a normal image stands there. Polygons and ellipses are written.
+# Datumaro leaves out lines and points when it writes COCO's instances, without a warning. An image with a crack that was drawn as a line
+# gets no shape, and so looks like a normal image. Polygons and ellipses are written.
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

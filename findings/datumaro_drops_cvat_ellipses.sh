@@ -1,5 +1,5 @@
 #!/bin/sh
-# Datumaro drops the ellipses of a CVAT export without a word: an image with a defect becomes one without.
+# Datumaro drops the ellipses of a CVAT export without a warning: an image with a defect becomes one without.
 # A box beside it in the same export is read.
 set -eu
 work=$(mktemp -d)

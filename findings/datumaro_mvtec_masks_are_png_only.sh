@@ -1,6 +1,6 @@
 #!/bin/sh
-# Datumaro's MVTec importer finds masks that end in .png and no others: with .bmp or .tif the defect's mask is missing.
-# The image keeps its label, so nothing fails; a segmentation set of one's own in MVTec's layout has no regions.
+# Datumaro's MVTec importer finds only masks that end in .png: with .bmp or .tif the defect's mask is missing.
+# The image keeps its label, so nothing fails. A user's own dataset in MVTec's layout then has no defect regions.
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -1,7 +1,7 @@
 #!/bin/sh
-# jsonargparse reads `--model.inner.name=null` as the text "None": null for an argument of an argument of a class.
+# jsonargparse reads `--model.inner.name=null` as the text "None" if it is an argument of a class that is itself an argument of a class.
 # The value is read as YAML at the first level, written with `str` into an option of the second, and read again there. One level
-# down, and in a config file, null is null. Lists are spoilt alike: `[a, null]` becomes ['a', 'None'].
+# down, and in a config file, null is null. Lists are changed in the same way: `[a, null]` becomes ['a', 'None'].
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -1,7 +1,7 @@
 #!/bin/sh
-# In jsonargparse's parser mode "omegaconf" a reference in a config file keeps the file's value when an option changes it.
-# `${model.temperature}` is resolved while the file is read, so `--model.temperature=0.5` behind it changes one of the two;
-# mode "omegaconf+" resolves in the end and changes both. Neither says that they differ.
+# In jsonargparse's parser mode "omegaconf", a reference in a config file keeps the file's value when an option changes the value.
+# `${model.temperature}` is resolved while the file is read, so a later `--model.temperature=0.5` changes only one of the two.
+# Mode "omegaconf+" resolves at the end and changes both. No warning is given.
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

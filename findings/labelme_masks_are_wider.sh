@@ -1,7 +1,7 @@
 #!/bin/sh
 # labelme's shape_to_mask marks more than what was drawn: a box of 5×4 pixels gets 6×5, and a line is 10 pixels wide.
-# Corners lie between pixels, as everywhere in the tool, and are drawn as if they were pixels, the last ones too. A line of
-# the canvas has no width; the 10 pixels are a default of the function, which `shapes_to_label` has no option for.
+# The tool's coordinates lie between pixels, but shape_to_mask draws them as pixels and includes the last ones. A line on
+# the canvas has no width. The 10 pixels are a default of the function, and `shapes_to_label` has no option to change it.
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

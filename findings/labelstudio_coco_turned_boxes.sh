@@ -1,7 +1,7 @@
 #!/bin/sh
-# label-studio-sdk writes a turned box into COCO in the wrong place, unless the image is square.
-# It turns the box in percentages of width and height, which are not of one length; the box around it then misses the
-# true corners by several pixels. On a square image of the same box it is right.
+# label-studio-sdk writes a rotated box into COCO in the wrong place, unless the image is square.
+# It rotates the box in percentages of width and height, which have different lengths. The enclosing box then misses the
+# true corners by several pixels. For the same box on a square image it is right.
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

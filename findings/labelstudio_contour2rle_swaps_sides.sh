@@ -1,7 +1,7 @@
 #!/bin/sh
-# label-studio-sdk's contour2rle takes width for height: on an image that is wider than high, a region on the right is lost.
-# The canvas has `width` rows and `height` columns; what lies beyond is cut off, what lies within is laid out in rows of
-# the wrong length, and its pixels are 100 where mask2rle's are 255.
+# label-studio-sdk's contour2rle swaps width and height: on an image that is wider than high, a region on the right is lost.
+# The canvas has `width` rows and `height` columns. What lies outside is cut off. What lies inside is laid out in rows of
+# the wrong length, and its pixels are 100 where those of mask2rle are 255.
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

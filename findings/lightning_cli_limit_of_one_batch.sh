@@ -1,7 +1,7 @@
 #!/bin/sh
-# LightningCLI reads `--trainer.limit_test_batches 1` as 1.0, which means all batches; in Python `limit_test_batches=1` is one batch.
+# LightningCLI reads `--trainer.limit_test_batches 1` as 1.0, which means all batches. In Python, `limit_test_batches=1` is one batch.
 # Lightning annotates the argument `float | int | None`, and jsonargparse takes the first type that fits. `overfit_batches`, which
-# is annotated `int | float`, stays 1. Two and more come out right, since Lightning turns 2.0 into 2.
+# is annotated `int | float`, stays 1. Values from 2 on are right, because Lightning turns 2.0 into 2.
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

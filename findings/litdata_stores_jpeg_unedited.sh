@@ -1,6 +1,6 @@
 #!/bin/sh
-# litdata stores the file of a JPEG image that was edited in memory, and so loses the edit: a picture that is opened from a JPEG file and
-# painted white comes back black. The same edit of a PNG file is stored. No warning is given; a copy of the image (image.copy()) keeps it.
+# litdata stores the original file of a JPEG image that was edited in memory, and so loses the edit. An image that is opened from a JPEG file
+# and painted white comes back black. The same edit of a PNG file is stored. No warning is given. A copy of the image (image.copy()) keeps it.
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -1,6 +1,6 @@
 #!/bin/sh
-# mkdocs build --strict --quiet ends with 0 although a link leads nowhere: --quiet lets no warning through, and the strict build counts
-# those that come through. The same build without --quiet is aborted. A job that builds quietly checks nothing.
+# mkdocs build --strict --quiet ends with 0 although a link is broken. --quiet suppresses all warnings, and the strict build counts only the
+# warnings that are shown. The same build without --quiet is aborted. A job that builds with --quiet therefore checks nothing.
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -1,8 +1,8 @@
 #!/bin/sh
-# A NIfTI file whose qform_code and sform_code are both 0 lies in three ways. The standard (nifti1.h, method 1) has its axes run to
-# the right, front and head; nibabel to the left, front and head (as Analyze files), and SimpleITK to the left, back and head. So a
-# volume that nibabel wrote without an affine is the wrong way round, front to back, in SimpleITK, and a mask that one of them
-# turns to the other's axes marks the other side. Neither says a word.
+# A NIfTI file whose qform_code and sform_code are both 0 is oriented in three different ways. By the standard (nifti1.h, method 1), its axes
+# run to the right, front and head. nibabel has them run to the left, front and head (as in Analyze files), and SimpleITK to the left, back and
+# head. A volume that nibabel wrote without an affine is therefore reversed, front to back, in SimpleITK, and a mask that one of them reorients
+# for the other marks the wrong side. Neither gives a warning.
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -1,7 +1,7 @@
 #!/bin/sh
-# NNCF's SmoothQuant (on by default for model_type TRANSFORMER) rewrites layers that ignored_scope names: the layer keeps
-# float32, but its weights are others afterwards and a Multiply stands before it. Without a word; the scope holds for
-# the quantisers alone. `smooth_quant_alphas` of -1 turns it off for all layers.
+# NNCF's SmoothQuant (on by default for model_type TRANSFORMER) rewrites layers that ignored_scope names. The layer keeps
+# float32, but its weights change and a Multiply is inserted before it, without a warning. The scope applies only to the
+# quantisers. `smooth_quant_alphas` of -1 turns SmoothQuant off for all layers.
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

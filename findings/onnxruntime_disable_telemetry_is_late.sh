@@ -1,6 +1,6 @@
 #!/bin/sh
-# onnxruntime's disable_telemetry_events(), called before anything else, leaves an identifier of the machine and a queue of events in the
-# home folder all the same: they are made by the import. The variable ORT_DISABLE_TELEMETRY=1, set before it, leaves nothing.
+# onnxruntime's disable_telemetry_events() comes too late even as the first call: the import has already put an identifier of the machine and
+# a queue of events into the home folder. The variable ORT_DISABLE_TELEMETRY=1, set before the import, prevents both.
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

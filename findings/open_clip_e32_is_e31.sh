@@ -1,7 +1,7 @@
 #!/bin/sh
-# open_clip's tag `laion400m_e32` of ViT-B-16-plus-240 loads the weights of epoch 31: its hub repository is that of `laion400m_e31`,
-# while its plain address is the right file. The hub is what open_clip takes where huggingface_hub is installed, which it requires.
-# Of all tags that name another epoch of one training, this is the only pair that shares a repository.
+# open_clip's tag `laion400m_e32` of ViT-B-16-plus-240 loads the weights of epoch 31, because its hub repository is that of `laion400m_e31`.
+# Its plain URL gives the right file. open_clip uses the hub if huggingface_hub is installed, which open_clip requires.
+# Of all tags that differ only in the epoch of one training, this is the only pair that shares a repository.
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

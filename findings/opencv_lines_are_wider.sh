@@ -1,6 +1,6 @@
 #!/bin/sh
-# OpenCV draws lines wider than it is asked to: thickness 2, 3, 4, 5 gives 3, 5, 5, 7 pixels, for line, polylines and
-# drawContours alike. An outline hides up to a pixel more on either side of a small region; Pillow draws what is asked.
+# OpenCV draws lines wider than requested: thickness 2, 3, 4, 5 gives 3, 5, 5, 7 pixels, for line, polylines and
+# drawContours. An outline hides up to one pixel more on either side of a small region. Pillow draws the requested width.
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -1,6 +1,6 @@
 #!/bin/sh
 # OpenCV multiplies packed 12-bit TIFF by 16 with IMREAD_UNCHANGED and cannot read it with IMREAD_GRAYSCALE.
-# Pillow gives the values as they are, 0 to 4095, so a threshold that was set with one reader fails with the other.
+# Pillow gives the values as they are, 0 to 4095. A threshold that was set with one reader therefore fails with the other.
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

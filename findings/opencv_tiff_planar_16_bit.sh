@@ -1,6 +1,6 @@
 #!/bin/sh
-# OpenCV mixes up a 16-bit RGB TIFF whose colours lie in planes: neighbours of the first plane become a pixel's colours.
-# With 8 bits the same layout is read right.
+# OpenCV mixes up a 16-bit RGB TIFF whose colours are stored in planes: neighbouring values of the first plane become the colours of a pixel.
+# The same layout with 8 bits is read correctly.
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

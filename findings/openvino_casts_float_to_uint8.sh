@@ -1,5 +1,5 @@
 #!/bin/sh
-# OpenVINO takes a float array for an input of uint8 and cuts it off without a word: 300.5 becomes 44, 0.9 becomes 0.
+# OpenVINO accepts a float array for a uint8 input and truncates it without a warning: 300.5 becomes 44, 0.9 becomes 0.
 # An image that was scaled to [0, 1] by mistake is black to the model, and the call succeeds. ONNX Runtime refuses it.
 set -eu
 work=$(mktemp -d)

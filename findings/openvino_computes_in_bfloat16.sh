@@ -1,6 +1,6 @@
 #!/bin/sh
-# OpenVINO computes a float32 model in bfloat16 without being asked, on a processor that has bfloat16 (AVX512_BF16, AMX): the product
-# of two float32 matrices is off by 0.2 % of its largest value there, and right on other processors. One file so gives other numbers on two
+# OpenVINO computes a float32 model in bfloat16 by default, on a processor that has bfloat16 (AVX512_BF16, AMX). The product of two float32
+# matrices is then off by 0.2 % of its largest value; on other processors it is right. One file therefore gives different numbers on two
 # machines. INFERENCE_PRECISION_HINT f32 gives float32 on all of them. ONNX Runtime computes in float32.
 # On a processor without bfloat16 the script says so and shows nothing.
 set -eu

@@ -1,6 +1,6 @@
 #!/bin/sh
-# OpenVINO reads an ONNX Resize with antialias=1 and computes it without: a picture that is shrunk differs from ONNX Runtime.
-# No error and no warning; a model that resizes inside its graph gives other scores on this engine.
+# OpenVINO ignores antialias=1 of an ONNX Resize: an image that is shrunk differs from that of ONNX Runtime.
+# There is no error and no warning. A model that resizes inside its graph gives other scores on this engine.
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -1,6 +1,6 @@
 #!/bin/sh
-# `import openvino` alone makes an identifier for Google Analytics in the home folder (~/intel) and reports the import, without a question: its
-# dialog is switched off. The package has no variable against it; where openvino_telemetry cannot be imported, nothing is made.
+# `import openvino` alone creates an identifier for Google Analytics in the home folder (~/intel) and reports the import without asking: its
+# dialog is switched off. The package has no variable to prevent it. If openvino_telemetry cannot be imported, no identifier is created.
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -1,8 +1,8 @@
 #!/bin/sh
-# OpenVINO gives other numbers for the same INT8 file on processors without VNNI: products of 8-bit activations and
-# 8-bit weights are added in pairs in 16 bits, and the sum is clipped without a word. A layer of ones that gives 64 gives
-# 32.4. With weights of 7 bits (ONNX Runtime's quantiser: reduce_range) the sum always fits. oneDNN is told here to
-# leave VNNI alone; what a processor without it does is the same.
+# OpenVINO gives different numbers for the same INT8 file on processors without VNNI. Products of 8-bit activations and
+# 8-bit weights are added in pairs in 16 bits, and the sum is clipped without a warning. A layer of ones that gives 64 gives
+# 32.4. With 7-bit weights (ONNX Runtime's quantiser: reduce_range) the sum always fits. This script tells oneDNN not to use
+# VNNI, which has the same effect as a processor without it.
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

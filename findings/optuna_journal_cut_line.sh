@@ -1,7 +1,7 @@
 #!/bin/sh
-# An Optuna journal whose last line a kill has cut off can be opened and read; the next change makes it unreadable for good.
-# The reader passes over a last line without a line break, and the writer appends to that very line. From then on every
-# load_study raises JSONDecodeError, and what was complete before the cut cannot be reached either.
+# An Optuna journal whose last line was cut off by a kill can be opened and read, but the next change makes it unreadable for good.
+# The reader skips a last line without a line break, but the writer appends to that line. From then on every load_study raises
+# JSONDecodeError, and the records before the cut cannot be reached either.
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Pillow reads a 16-bit RGB TIFF whose colours lie in planes as 8 bits of the wrong bytes: white becomes 125.
-# The same picture with its colours pixel by pixel is read as 255.
+# Pillow reads a 16-bit RGB TIFF whose colours are stored in planes as 8 bits of the wrong bytes: white becomes 125.
+# The same picture with its colours stored pixel by pixel is read as 255.
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

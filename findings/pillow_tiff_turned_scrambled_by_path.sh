@@ -1,6 +1,6 @@
 #!/bin/sh
-# Pillow scrambles an uncompressed TIFF with orientation 6 when it is opened by its path, and reads it right from a file.
-# The size is right before the pixels are loaded; then the rows have the length of the columns, and the picture is turned.
+# Pillow scrambles an uncompressed TIFF with orientation 6 when it is opened by its path, and reads it correctly from a file object.
+# The size is right before the pixels are loaded. After that the rows have the length of the columns, and the image is rotated.
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

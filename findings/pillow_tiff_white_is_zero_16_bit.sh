@@ -1,6 +1,6 @@
 #!/bin/sh
-# Pillow turns "white is zero" into "black is zero" for 8-bit TIFF and leaves 16-bit and float TIFF as negatives.
-# The mode (I;16, F) says nothing of it, so the same radiograph is a positive with 8 bits and a negative with 16.
+# Pillow turns "white is zero" into "black is zero" for 8-bit TIFF, but leaves 16-bit and float TIFF as negatives.
+# The mode (I;16, F) does not show it, so the same radiograph is a positive with 8 bits and a negative with 16.
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -1,6 +1,6 @@
 #!/bin/sh
-# pydicom's error for JPEG lossless and JPEG-LS begins with "gdcm - requires gdcm>=3.0.10": PyPI has no such gdcm.
-# The newest of that name is 1.1; python-gdcm has the versions that the message asks for.
+# pydicom's error for JPEG lossless and JPEG-LS begins with "gdcm - requires gdcm>=3.0.10", but PyPI has no such gdcm.
+# The newest gdcm is 1.1. python-gdcm has the versions that the message asks for.
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

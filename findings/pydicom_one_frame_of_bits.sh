@@ -1,7 +1,7 @@
 #!/bin/sh
-# pydicom's pixel_array(…, index=1) and iter_pixels cannot read the second frame of a 1-bit object, such as a DICOM segmentation, of
-# 13 x 11 pixels: frames follow one another without padding (PS3.5, 8.1.1), and of one that begins within a byte the end is cut
-# off. All frames at once are read as they should be, and so are frames of 512 x 512, which end with a byte.
+# pydicom's pixel_array(…, index=1) and iter_pixels cannot read the second frame of a 1-bit object of 13 x 11 pixels, such as a DICOM
+# segmentation. Frames follow each other without padding (PS3.5, 8.1.1), and a frame that begins within a byte loses its end. Reading all
+# frames at once is correct. So are frames of 512 x 512 pixels, which end with a byte.
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -1,7 +1,7 @@
 #!/bin/sh
-# pydicom's apply_modality_lut and apply_voi_lut pass over an enhanced image's own rescale and window, without a word.
-# Enhanced CT and MR keep both in functional groups; the functions look at the top of the dataset only and return the
-# stored values, where the plain object of the same image gives HU and a windowed picture.
+# pydicom's apply_modality_lut and apply_voi_lut ignore an enhanced image's own rescale and window, without a warning.
+# Enhanced CT and MR keep both in functional groups. The functions look only at the top level of the dataset and return the
+# stored values. For the plain object of the same image they give HU and a windowed image.
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

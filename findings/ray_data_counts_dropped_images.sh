@@ -1,6 +1,6 @@
 #!/bin/sh
-# Ray Data with max_errored_blocks drops all images of a block of which one is damaged, and count() counts them until they were read once:
-# of 20 images in two blocks, one of them cut off, count() says 20, take_all() gives 10, and count() of the same dataset then says 10.
+# Ray Data with max_errored_blocks drops all images of a block in which one is damaged, but count() includes them until the data was read once.
+# Of 20 images in two blocks, one image damaged: count() says 20, take_all() gives 10, and count() of the same dataset then says 10.
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -1,6 +1,6 @@
 #!/bin/sh
-# SimpleITK adds scl_inter of a NIfTI file whose scl_slope is 0, which by the standard (nifti1.h: "If the scl_slope field is nonzero, then each
-# voxel value in the dataset should be scaled") means that values are as they are stored. nibabel reads them so.
+# SimpleITK adds scl_inter of a NIfTI file whose scl_slope is 0. The standard (nifti1.h: "If the scl_slope field is nonzero, then each voxel
+# value in the dataset should be scaled") means that the stored values are then used as they are. nibabel reads them so.
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -1,7 +1,7 @@
 #!/bin/sh
 # supervision writes a mask that is one pixel high into COCO without a shape: read back, the defect has no pixel.
-# Polygons with fewer than three corners are left out, with a warning, and nothing is put in their place: `segmentation`
-# is an empty list, while the area is still 80 pixels. Cracks and scratches are such masks.
+# Polygons with fewer than three corners are left out with a warning, and nothing replaces them. `segmentation`
+# is an empty list, while the area is still 80 pixels. Cracks and scratches have such masks.
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -1,6 +1,6 @@
 #!/bin/sh
-# tifffile writes a boolean array as a 1-bit TIFF that says "white is zero": every other reader sees the mask's negative.
-# tifffile itself takes no notice of what the file says and gives the array back as it was, so a round trip shows nothing.
+# tifffile writes a boolean array as a 1-bit TIFF that is marked "white is zero": every other reader sees the mask's negative.
+# tifffile itself ignores that mark and returns the original array, so a round trip does not show it.
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

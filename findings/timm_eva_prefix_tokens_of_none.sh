@@ -1,6 +1,6 @@
 #!/bin/sh
 # timm's Eva.forward_intermediates(return_prefix_tokens=True) raises UnboundLocalError for a model without prefix tokens, such as
-# the vision towers of PE-Core bigG and PE-Spatial G. VisionTransformer's of the same name answers for such a model.
+# the vision towers of PE-Core bigG and PE-Spatial G. VisionTransformer's method of the same name works for such a model.
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

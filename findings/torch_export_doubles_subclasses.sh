@@ -1,7 +1,7 @@
 #!/bin/sh
-# torch.export leaves classes behind: where a module occurs twice in the one that is exported, its class has subclasses afterwards
-# that bear its own module and name, until the garbage collector comes by. A registry that walks __subclasses__() takes one of
-# them for the class, whose constructor has other arguments.
+# torch.export leaves classes behind. If a module occurs twice in the exported one, its class has subclasses afterwards that have its own
+# module and name, until the garbage collector removes them. A registry that walks __subclasses__() can take one of them for the class,
+# but their constructor has other arguments.
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

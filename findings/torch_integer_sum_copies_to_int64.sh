@@ -1,6 +1,6 @@
 #!/bin/sh
-# torch's sum of a bool, int8, int16 or int32 tensor on the CPU first makes an int64 copy of the whole of it: `mask.sum()` takes eight
-# times the memory of the mask for a moment. torch.count_nonzero, a sum with dtype= of the tensor's own, and numpy's sum take next to none.
+# torch's sum of a bool, int8, int16 or int32 tensor on the CPU first makes an int64 copy of the whole tensor. For a moment, `mask.sum()`
+# needs eight times the memory of the mask. torch.count_nonzero, a sum with the tensor's own dtype=, and numpy's sum need almost none.
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

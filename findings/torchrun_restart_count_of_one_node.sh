@@ -1,7 +1,7 @@
 #!/bin/sh
-# torchrun on two nodes, with --max-restarts: where a process dies on the second node, those of both nodes are begun again, but
-# TORCHELASTIC_RESTART_COUNT, by which a script could know that it goes on, says 1 on the second node and 0 on the first, as at the
-# first start. Rank 0, which as a rule reads the checkpoint, cannot tell so.
+# torchrun on two nodes, with --max-restarts: if a process dies on the second node, the processes of both nodes are restarted. But
+# TORCHELASTIC_RESTART_COUNT, which would tell a script that it was restarted, is 1 on the second node and 0 on the first, as at the
+# first start. Rank 0, which usually reads the checkpoint, therefore cannot know of the restart.
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -1,6 +1,6 @@
 #!/bin/sh
-# webdataset's decode("pil") and decode("pill") clip 16-bit grey images: everything from 255 on becomes white.
-# The image is made 8 bits without being scaled: of a ramp over all 65,536 levels, two are left.
+# webdataset's decode("pil") and decode("pill") clip 16-bit grey images: every value from 255 on becomes white.
+# The image is converted to 8 bits without scaling. Of a ramp over all 65,536 levels, only 0 and 255 are left.
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
