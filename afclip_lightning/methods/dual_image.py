@@ -33,8 +33,7 @@ class DualImageCLIP(AnomalyMethod):
 
     No code is public. The text copy of the paper at hand lacks the values of α, β, λ, the temperature, the learning
     rate and the image size, and the formulas of Eq. (1) to (13). They are replaced by the most likely reading of the
-    text
-    around them and of AnoVL's code, on which the paper builds. These choices are ours:
+    text around them and of AnoVL's code, on which the paper builds. These choices are ours:
 
     - the values of `alpha`, `beta`, `similarity_weight`, `learning_rate`, `weight_decay` and `temperature`;
     - Eq. (5) as 1 minus the largest cosine, between V-V patches of the last block in the joint space;
