@@ -187,7 +187,7 @@ def test_numbers_in_csv_stay_numbers() -> None:
         ('{"image": "a", "score": NaN}', "a.json: score: expected a finite number, got nan"),
         ('{"image": "a", "score": 1e999}', "a.json: score: expected a finite number, got inf"),
         ('{"image": "a", "score": 1, "parts": {"b": -Infinity}}', r"parts\.b: expected a finite number, got -inf"),
-        ('{"image": "a", "score": 1, "score": 2}', "'score' stands twice"),
+        ('{"image": "a", "score": 1, "score": 2}', "'score' occurs twice"),
         ('{"image": "a",\n "score"}', "a.json, line 2: is no JSON"),
         ('{"image": ["a"], "score": 1}', "image: expected text, got a list"),
         ('{"image": "a", "score": ' + "9" * 5000 + "}", "is no JSON that is read here"),
@@ -233,7 +233,7 @@ def test_lines_of_json_name_theirs(tmp_path: Path) -> None:
     [
         ("", "expected a mapping, got nothing"),
         ("image: a\nscore: [1", "line 2: is no YAML that is read here"),
-        ("image: a\nscore: 1\nscore: 2", "line 3: is no YAML that is read here .'score' stands twice"),
+        ("image: a\nscore: 1\nscore: 2", "line 3: is no YAML that is read here .'score' occurs twice"),
         ("image: 01\nscore: 1", "image: expected text, got a whole number"),
         ("image: a\nscore: '1'", "score: expected a number, got text"),
         ("image: a\nscore: !!python/object/apply:print [1]", "line 2: is no YAML"),
@@ -273,7 +273,7 @@ def test_yaml_becomes_a_type(tmp_path: Path) -> None:
     ("content", "reason"),
     [
         ("", "a.csv: is empty"),
-        ("image,score,image\n", "line 1: the column 'image' stands twice"),
+        ("image,score,image\n", "line 1: the column 'image' occurs twice"),
         ("image\n", "line 1: there is no column 'score'"),
         ("image\na\n", "line 2: there is no score"),
         ("image,score\na,1\nb\n", "line 3: has 1 cells, and there are 2 columns"),

@@ -52,7 +52,7 @@ def read_rows(
             if not columns:
                 columns = [cell.strip() for cell in cells]
                 if twice := [name for name in columns if name and columns.count(name) > 1]:
-                    raise source.line(first).refuse(f"the column {twice[0]!r} stands twice")
+                    raise source.line(first).refuse(f"the column {twice[0]!r} occurs twice")
                 continue
             if len(cells) != len(columns):
                 raise source.line(first).refuse(f"has {len(cells)} cells, and there are {len(columns)} columns")

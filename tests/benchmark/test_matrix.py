@@ -147,7 +147,7 @@ def test_only_methods_that_take_features_alone_share_a_store() -> None:
         ("seeds: [3, 4]", "seeds: [-1]", "seeds: must be whole numbers from 0 to 4294967295"),
         ("seeds: [3, 4]", "seeds: [4294967296]", "seeds: must be whole numbers"),
         ("seeds: [3, 4]", "seeds: [1.5]", "seeds[0]"),
-        ("seeds: [3, 4]", "seeds: [3]\nseeds: [4]", "'seeds' stands twice"),
+        ("seeds: [3, 4]", "seeds: [3]\nseeds: [4]", "'seeds' occurs twice"),
         ("seeds: [3, 4]", "options: {a: 1}", "cannot be read"),
         ("seeds: [3, 4]", "options: [steps]", "'steps' is not an option"),
         ("seeds: [3, 4]", "options: [--out=x]", "'--out=x' is set by the benchmark"),

@@ -122,8 +122,8 @@ ROWS = "image,label,note\nphotos/0.jpg,0,a\nphotos/1.jpg,0,b\nphotos/2.jpg,1,c\n
         (ROWS.replace(",a", ',"a'), "line 2: a quote is not closed"),
         (ROWS.replace(",a", ',"a').replace(",c", ',c"'), "line 2: "),  # two mistakes that make one long cell
         (ROWS.replace(",d", ',"d'), "line 5: a quote is not closed"),
-        (ROWS.replace(",note", ",label"), "the column 'label' stands twice"),
-        (ROWS.replace("image,", "image,image,", 1), "stands twice"),
+        (ROWS.replace(",note", ",label"), "the column 'label' occurs twice"),
+        (ROWS.replace("image,", "image,image,", 1), "occurs twice"),
         (ROWS.replace(",b", ""), "line 3: has 2 cells, and there are 3 columns"),
         (ROWS.replace(",b", ",b,b"), "line 3: has 4 cells"),
         (ROWS.replace(",b", ",\0"), "line 3: holds NUL"),
@@ -188,7 +188,7 @@ def test_a_cell_that_only_some_lines_leave_out(column: str, root: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"image": "photos/0.jpg", "label": 0, "label": 1}', "line 1: .*'label' stands twice"),
+        ('{"image": "photos/0.jpg", "label": 0, "label": 1}', "line 1: .*'label' occurs twice"),
         ('{"image": ["photos/0.jpg"], "label": 0}', "line 1: image must be text"),
         ('{"image": 7, "label": 0}', "line 1: image must be text"),
         ('{"image": "photos/0.jpg", "label": true}', "line 1: label must be text"),

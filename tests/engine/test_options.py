@@ -185,7 +185,7 @@ def test_an_old_name_is_answered_with_the_new_one(folder: Path, capsys: pytest.C
     (b"\x00\x01", "no text in UTF-8"),
     (b"a: &a [*a]\n", "contains itself"),
     (b"a: " + b"[" * 100_000, "nested more than 64 deep"),
-    (b"out: a\nout: b\n", "'out' stands twice"),
+    (b"out: a\nout: b\n", "'out' occurs twice"),
     (b"out: !!python/object/apply:os.getcwd []\n", "could not determine a constructor"),
 ])  # fmt: skip
 def test_files_that_are_no_config(

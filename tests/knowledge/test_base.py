@@ -80,7 +80,7 @@ def test_a_category_that_is_not_asked_for_may_be_wrong(tmp_path: Path) -> None:
         ("- A nut.", "got a list"),
         ("", "got nothing"),
         ("sentences: {nut: [A nut.]", "is no YAML"),
-        ("sentences:\n  nut: [A nut.]\n  nut: [Another.]", "line 3: .*'nut' stands twice"),
+        ("sentences:\n  nut: [A nut.]\n  nut: [Another.]", "line 3: .*'nut' occurs twice"),
         ("sentences: {nut: A nut.}", "nut: must be a list of sentences"),
         ("sentences: {nut: []}", "nut: must be a list of sentences"),
         ("sentences: {nut: [A nut., ' ']}", "nut, sentence 2: must be text"),
