@@ -188,9 +188,9 @@ def test_numbers_in_csv_stay_numbers() -> None:
         ('{"image": "a", "score": 1e999}', "a.json: score: expected a finite number, got inf"),
         ('{"image": "a", "score": 1, "parts": {"b": -Infinity}}', r"parts\.b: expected a finite number, got -inf"),
         ('{"image": "a", "score": 1, "score": 2}', "'score' occurs twice"),
-        ('{"image": "a",\n "score"}', "a.json, line 2: is no JSON"),
+        ('{"image": "a",\n "score"}', "a.json, line 2: is not valid JSON"),
         ('{"image": ["a"], "score": 1}', "image: expected text, got a list"),
-        ('{"image": "a", "score": ' + "9" * 5000 + "}", "is no JSON that is read here"),
+        ('{"image": "a", "score": ' + "9" * 5000 + "}", "cannot be read as JSON"),
         ('{"\\udcff": 1}', "is not read here"),
         ("[1, 2]", "a.json: expected a mapping, got a list"),
         ("null", "a.json: expected a mapping, got nothing"),
@@ -219,7 +219,7 @@ def test_lines_of_json_name_theirs(tmp_path: Path) -> None:
         read_json_lines(path, Entry)
     path = write(tmp_path / "b.jsonl", '{"image": "a\u2028b", "score": 1}\r\n\n{"image": "b", "score": 2}\n{"ima')
     assert read_json_lines(path, Entry, cut_end=True) == [(1, Entry("a\u2028b", 1.0)), (3, Entry("b", 2.0))]
-    with pytest.raises(UserError, match=r"b\.jsonl, line 4: is no JSON"):
+    with pytest.raises(UserError, match=r"b\.jsonl, line 4: is not valid JSON"):
         read_json_lines(path, Entry)
     write(path, "")
     assert read_json_lines(path, Entry) == []
@@ -232,15 +232,15 @@ def test_lines_of_json_name_theirs(tmp_path: Path) -> None:
     ("content", "reason"),
     [
         ("", "expected a mapping, got nothing"),
-        ("image: a\nscore: [1", "line 2: is no YAML that is read here"),
-        ("image: a\nscore: 1\nscore: 2", "line 3: is no YAML that is read here .'score' occurs twice"),
+        ("image: a\nscore: [1", "line 2: cannot be read as YAML"),
+        ("image: a\nscore: 1\nscore: 2", "line 3: cannot be read as YAML .'score' occurs twice"),
         ("image: 01\nscore: 1", "image: expected text, got a whole number"),
         ("image: a\nscore: '1'", "score: expected a number, got text"),
-        ("image: a\nscore: !!python/object/apply:print [1]", "line 2: is no YAML"),
-        ("a: 2026-13-45", "is no YAML that is read here"),
-        ("a: !!int x", "is no YAML that is read here"),
-        ("a: !!bool x", "is no YAML that is read here"),
-        ("a: !!timestamp x", "is no YAML that is read here"),
+        ("image: a\nscore: !!python/object/apply:print [1]", "line 2: cannot be read as YAML"),
+        ("a: 2026-13-45", "cannot be read as YAML"),
+        ("a: !!int x", "cannot be read as YAML"),
+        ("a: !!bool x", "cannot be read as YAML"),
+        ("a: !!timestamp x", "cannot be read as YAML"),
         ("? [a]\n: b", "a key is a list or a mapping"),
         ("a: &a [*a]", "a value contains itself"),
         ("[" * 100_000, "nested more than 64 deep"),
@@ -250,8 +250,8 @@ def test_lines_of_json_name_theirs(tmp_path: Path) -> None:
             "\n".join(["a0: &a0 [x, x]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 40))]),
             "1,048,576 values",
         ),
-        ("a: 1\n--- \nb: 2", "is no YAML"),
-        ("\x07", "is no YAML"),
+        ("a: 1\n--- \nb: 2", "cannot be read as YAML"),
+        ("\x07", "cannot be read as YAML"),
     ],
 )
 def test_yaml_is_refused(tmp_path: Path, content: str, reason: str) -> None:
@@ -285,8 +285,8 @@ def test_yaml_becomes_a_type(tmp_path: Path) -> None:
         ("image,score,count\na,1,1.5\n", "line 2: count: expected a whole number"),
         ('image,score\na,1\n"b,2\nc,3\nd,4\n', "line 3: a quote is not closed"),
         ('image,score\na,"1\nb,2\nc,"\n', "line 2: a cell holds whole lines: a quote is not closed"),
-        ('image,score\na,"1"x\n', "line 2: is no CSV that is read here"),
-        ("image,score\na," + "1" * 200_000, "line 2: is no CSV that is read here .field larger"),
+        ('image,score\na,"1"x\n', "line 2: cannot be read as CSV"),
+        ("image,score\na," + "1" * 200_000, "line 2: cannot be read as CSV .field larger"),
     ],
 )
 def test_csv_is_refused_with_its_line(tmp_path: Path, content: str, reason: str) -> None:

@@ -113,7 +113,7 @@ def load_tokenizer(model: str, folder: str | None, cache_dir: str | None) -> Cal
         raise WeightsError(f"{folder}, the folder of the tokenizer, has no {' and no '.join(missing)}. {_way(name)}")
     try:
         found = HFTokenizer(str(folder), local_files_only=True, **options)
-    except Exception as error:  # a file that is no JSON, or is made for another version
+    except Exception as error:  # a file that is not valid JSON, or is made for another version
         raise WeightsError(f"{folder}: its tokenizer cannot be read ({reason(error)}). {_way(name)}") from error
     if found.tokenizer.pad_token_id is None:
         raise WeightsError(f"{folder}/tokenizer_config.json names no `pad_token`. {_way(name)}")

@@ -60,6 +60,6 @@ def read_parquet(
             rows = file.read(columns=names, use_threads=False).to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError) as problem:
         what = shown(" ".join(str(problem).split())[:200])
-        raise source.refuse(f"is no Parquet file that is read here ({what})") from problem
+        raise source.refuse(f"cannot be read as Parquet ({what})") from problem
     check_values(rows, source, finite=True)
     return typed(rows, list[kind], source)  # type: ignore[valid-type]

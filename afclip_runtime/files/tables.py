@@ -61,7 +61,7 @@ def read_rows(
             yield first, dict(zip(columns, cells, strict=True))
     except csv.Error as problem:
         open_quote = "unexpected end of data" in str(problem)
-        what = "a quote is not closed" if open_quote else f"is no CSV that is read here ({problem})"
+        what = "a quote is not closed" if open_quote else f"cannot be read as CSV ({problem})"
         raise source.line(line).refuse(what) from problem
     if not columns:
         raise source.refuse("is empty")

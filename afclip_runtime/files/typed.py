@@ -155,13 +155,11 @@ def parse_yaml(text: str, kind: type[T], source: str, *, remedy: str = REMEDY, e
     except YAMLError as problem:
         mark = getattr(problem, "problem_mark", None)
         what = " ".join(str(getattr(problem, "problem", None) or problem).split())
-        raise (where.line(mark.line + 1) if mark else where).refuse(
-            f"is no YAML that is read here ({what})"
-        ) from problem
+        raise (where.line(mark.line + 1) if mark else where).refuse(f"cannot be read as YAML ({what})") from problem
     except RecursionError as problem:
         raise where.refuse("is nested too deep") from problem
     except Exception as problem:  # `2026-13-45` or `!!int x` raise errors of many classes
-        raise where.refuse(f"is no YAML that is read here ({problem})") from problem
+        raise where.refuse(f"cannot be read as YAML ({problem})") from problem
     check_values(value, where, finite=False)
     return typed(value, kind, where)
 
@@ -198,9 +196,9 @@ def _json(text: str | bytes, kind: type[T], source: Source, finite: bool) -> T:
         if not text.strip():
             raise source.refuse("is empty") from problem
         where = source.line(problem.lineno) if problem.lineno > 1 else source
-        raise where.refuse(f"is no JSON ({problem.msg} at column {problem.colno})") from problem
+        raise where.refuse(f"is not valid JSON ({problem.msg} at column {problem.colno})") from problem
     except ValueError as problem:  # a repeated key, bytes that are not text, a number of thousands of digits
-        raise source.refuse(f"is no JSON that is read here ({problem})") from problem
+        raise source.refuse(f"cannot be read as JSON ({problem})") from problem
     check_values(value, source, finite)
     return typed(value, kind, source)
 

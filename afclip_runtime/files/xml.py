@@ -65,7 +65,7 @@ def parse_xml(content: bytes, source: str, *, remedy: str = REMEDY, error: type[
     try:
         parser.Parse(content, True)
     except expat.ExpatError as problem:
-        raise where.line(problem.lineno).refuse(f"is no XML ({expat.ErrorString(problem.code)})") from problem
+        raise where.line(problem.lineno).refuse(f"is not valid XML ({expat.ErrorString(problem.code)})") from problem
     except (ValueError, LookupError) as problem:  # an unknown encoding
-        raise where.refuse(f"is no XML that is read here ({problem})") from problem
+        raise where.refuse(f"cannot be read as XML ({problem})") from problem
     return builder.close()

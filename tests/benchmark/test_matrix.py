@@ -141,7 +141,7 @@ def test_only_methods_that_take_features_alone_share_a_store() -> None:
         ("configs/data/mvtec.yaml", "configs/ablation/afclip_v1.yaml", "neither a data section"),
         ("Dual-Image:", "AF/CLIP:", "AF-CLIP, AF/CLIP would share one folder"),
         ("methods:", "method:", "method"),
-        ("seeds: [3, 4]", "seeds: [3, 4", "matrix.yaml, line 13: is no YAML"),
+        ("seeds: [3, 4]", "seeds: [3, 4", "matrix.yaml, line 13: cannot be read as YAML"),
         ("seeds: [3, 4]", "seeds: []", "seeds: is empty"),
         ("seeds: [3, 4]", "seeds: [3, 3]", "seeds: 3 is listed twice"),
         ("seeds: [3, 4]", "seeds: [-1]", "seeds: must be whole numbers from 0 to 4294967295"),

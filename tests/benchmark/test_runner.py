@@ -145,7 +145,7 @@ def test_a_step_is_made_again_when_what_it_depends_on_has_changed(tmp_path: Path
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ('{"rows": [{"category": "gear", "metrics": {"image_auroc": 0.5', "is no JSON"),
+        ('{"rows": [{"category": "gear", "metrics": {"image_auroc": 0.5', "is not valid JSON"),
         ('{"rows": [{"category": "gear", "metrics": {"image_auroc": 5.0}}]}', "gear has image_auroc 5.0"),
         ('{"rows": [{"category": "gear", "metrics": {"image_auroc": NaN}}]}', "gear has image_auroc nan"),
         ('{"rows": [{"metrics": {"image_auroc": 0.5}}]}', "category"),

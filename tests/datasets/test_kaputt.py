@@ -119,7 +119,7 @@ def test_faulty_columns(columns: dict[str, list[Any]], message: str, root: Path)
 
 def test_a_table_that_is_none(root: Path) -> None:
     (root / "datasets/query-test.parquet").write_text("capture_id,defect\n")
-    with pytest.raises(DatasetError, match=r"query-test\.parquet: is no Parquet file that is read here"):
+    with pytest.raises(DatasetError, match=r"query-test\.parquet: cannot be read as Parquet"):
         kaputt(root).samples("test")
 
 

@@ -100,7 +100,7 @@ def test_other_files(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"no file .*meta\.json"):
         Listing(tmp_path).check()
     for text, message in (
-        ("{", "is no JSON"),
+        ("{", "is not valid JSON"),
         ("[]", "must be an object"),
         ('{"test": []}', r"meta\.json, test: must"),
     ):

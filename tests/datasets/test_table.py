@@ -128,8 +128,8 @@ ROWS = "image,label,note\nphotos/0.jpg,0,a\nphotos/1.jpg,0,b\nphotos/2.jpg,1,c\n
         (ROWS.replace(",b", ",b,b"), "line 3: has 4 cells"),
         (ROWS.replace(",b", ",\0"), "line 3: holds NUL"),
         (ROWS.encode().replace(b",b", b",\xff"), "line 3: holds the byte 0xff"),
-        (ROWS.replace(",b", "," + 200_000 * "b"), "line 3: is no CSV that is read here"),
-        (ROWS.replace("photos/1.jpg", 200_000 * "b"), "line 3: is no CSV that is read here"),
+        (ROWS.replace(",b", "," + 200_000 * "b"), "line 3: cannot be read as CSV"),
+        (ROWS.replace("photos/1.jpg", 200_000 * "b"), "line 3: cannot be read as CSV"),
         (ROWS.replace("photos/1.jpg", 100_000 * "b"), "line 3: .* names no file"),
         (
             ROWS.replace("photos/1.jpg", "./photos/0.jpg"),

@@ -180,7 +180,7 @@ def test_an_old_name_is_answered_with_the_new_one(folder: Path, capsys: pytest.C
 @pytest.mark.parametrize(("content", "message"), [
     (b"", "expected a mapping"),
     (b"- a\n", "expected a mapping"),
-    (b"model: [\n", "line 2: is no YAML"),
+    (b"model: [\n", "line 2: cannot be read as YAML"),
     (b"model: \xff\n", "no text in UTF-8"),
     (b"\x00\x01", "no text in UTF-8"),
     (b"a: &a [*a]\n", "contains itself"),

@@ -151,8 +151,8 @@ def test_projects_and_subsets(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "is no XML"),
-        ("<annotations>", "is no XML"),
+        ("", "is not valid XML"),
+        ("<annotations>", "is not valid XML"),
         ("<html/>", "its root is 'html'"),
         ("<annotations/>", "holds no image"),
         ("<annotations><track id='0'/></annotations>", "holds 1 tracks (it is CVAT for video)"),
@@ -160,7 +160,7 @@ def test_projects_and_subsets(tmp_path: Path) -> None:
         ("<a>" * 100 + "</a>" * 100, "nested more than 64 deep"),
         ('<!DOCTYPE a [<!ENTITY e "x">]><annotations>&e;</annotations>', "declares a document type"),
         ('<!DOCTYPE a SYSTEM "a.dtd"><annotations/>', "declares a document type"),
-        ('<?xml version="1.0" encoding="no-such"?><annotations/>', "is no XML"),
+        ('<?xml version="1.0" encoding="no-such"?><annotations/>', "is not valid XML"),
         (xml(image("a.png", '<box label="x" xtl="1" ytl="2" xbr="b" ybr="4"/>')), "its xbr is no number: 'b'"),
         (xml(image("a.png", '<box label="x" xtl="1" ytl="2" xbr="3"/>')), "has no ybr"),
         (xml(image("a.png", '<box label="x" xtl="1" ytl="2" xbr="inf" ybr="4"/>')), "its xbr is no number"),

@@ -152,7 +152,7 @@ def test_files_keep_what_a_threshold_holds_for(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="category: 'bolt' when calibrated, 'nut' now"):
         found.check(path, fingerprint(b"head"), {**kept.settings, "category": "nut"})
     path.write_text(path.read_text()[:-20])
-    with pytest.raises(DatasetError, match="is no JSON"):
+    with pytest.raises(DatasetError, match="is not valid JSON"):
         Calibration.read(path)
     with pytest.raises(DatasetError, match="does not exist"):
         Calibration.read(tmp_path / "none.json")

@@ -79,7 +79,7 @@ def test_a_category_that_is_not_asked_for_may_be_wrong(tmp_path: Path) -> None:
         ("sentences: [A nut.]", "has no `sentences`"),
         ("- A nut.", "got a list"),
         ("", "got nothing"),
-        ("sentences: {nut: [A nut.]", "is no YAML"),
+        ("sentences: {nut: [A nut.]", "cannot be read as YAML"),
         ("sentences:\n  nut: [A nut.]\n  nut: [Another.]", "line 3: .*'nut' occurs twice"),
         ("sentences: {nut: A nut.}", "nut: must be a list of sentences"),
         ("sentences: {nut: []}", "nut: must be a list of sentences"),

@@ -191,7 +191,7 @@ def test_wrong_folders_and_damaged_files_are_one_message(tmp_path: Path, capsys:
         ("scores.csv", "dataset,category,label,score\nx,y,-1,0.5\n", "line 2: label: expected a whole number >= 0"),
         ("curves.json", "[]", "expected a mapping, got a list"),
         ("curves.json", '{"pro_limit": 0, "categories": []}', "pro_limit: expected a number > 0"),
-        ("results.json", "{", "is no JSON"),
+        ("results.json", "{", "is not valid JSON"),
         ("results.json", '{"title": "t", "rows": {}}', "rows: expected a list, got a mapping"),
         ("run.json", '{"command": "afclip test"}', "command: expected a list, got text"),
         ("pictures/cases/cases.json", "{}", "expected a list, got a mapping"),
