@@ -169,7 +169,7 @@ def read_card(folder: Path) -> BundleCard:
     """Reads the card of a bundle.
 
     Raises:
-        UserError: There is no bundle, its card is damaged, or this runtime does not read its version.
+        UserError: The folder is not a bundle, its card is damaged, or this runtime does not read its version.
     """
     path = folder / CARD
     if not folder.exists():
@@ -178,7 +178,7 @@ def read_card(folder: Path) -> BundleCard:
         )
     if not is_bundle(folder):
         raise UserError(
-            f"{shown(folder)} is no bundle: it has no {CARD}. `afclip export --to bundle --out DIR` writes one."
+            f"{shown(folder)} is not a bundle: it has no {CARD}. `afclip export --to bundle --out DIR` writes one."
         )
     version = read_json(path, Version, remedy=AGAIN)
     check_version(folder, version)

@@ -243,7 +243,7 @@ def test_feedback_on_a_bundle_needs_no_torch_and_holds_from_the_next_run_on(
         (lambda b: (b / SUMS).write_text("abc  model.onnx\n"), r"SHA256SUMS, line 1: is not a SHA-256 and a name"),
         (lambda b: (b / SUMS).write_text("0" * 64 + "  ../x\n"), r"SHA256SUMS, line 1: is not a SHA-256 and a name"),
         (lambda b: (b / SUMS).write_text(""), r"SHA256SUMS: has no checksum of bundle\.json"),
-        (lambda b: (b / CARD).unlink(), r"is no bundle: it has no bundle\.json\. `afclip export --to bundle"),
+        (lambda b: (b / CARD).unlink(), r"is not a bundle: it has no bundle\.json\. `afclip export --to bundle"),
         (lambda b: (b / GRAPH).unlink(), r"model\.onnx does not exist\. Copy the bundle again"),
         (shutil.rmtree, r"bundle: there is no such folder\. --bundle takes a folder that"),
         (change(CALIBRATION, lambda b: b"{}"), r"model\.calibration\.json: there is no .*Calibrate again"),
@@ -337,9 +337,9 @@ def test_a_place_is_refused_before_anything_is_loaded(folder: Path, capsys: pyte
     assert export_command.main([*given, "bundle"]) == 2
     assert "bundle is there already. Choose another --out, or --overwrite it." in capsys.readouterr().err
     assert export_command.main([*given, "normal", "--overwrite"]) == 2
-    assert "normal is there already, and is no bundle. Choose another --out." in capsys.readouterr().err
+    assert "normal already exists and is not a bundle. Choose another --out." in capsys.readouterr().err
     assert export_command.main([*given, "head.ckpt", "--overwrite"]) == 2
-    assert "head.ckpt is there already, and is no bundle" in capsys.readouterr().err
+    assert "head.ckpt already exists and is not a bundle" in capsys.readouterr().err
 
 
 @pytest.mark.slow
