@@ -103,7 +103,7 @@ def _image(path: Path, image: "Element", project: str, nothing: Counter[str]) ->
     try:
         size = (int(image.get("width", 0)), int(image.get("height", 0)))
     except ValueError as error:
-        raise refusing(f"{where}: its width or height is no number", REMEDY) from error
+        raise refusing(f"{where}: its width or height is not a number", REMEDY) from error
     known = size if min(size) > 0 else None
     return Annotated(where, (name,), known, tuple(shapes), tuple(tags), None, project, image.get("subset", ""), problem)
 
@@ -115,7 +115,7 @@ def _number(element: "Element", name: str, default: str | None = None) -> float:
     try:
         [[value, _]] = points_of([float(text), 0.0]).tolist()
     except ValueError as error:
-        raise ValueError(f"its {name} is no number: {text[:40]!r}") from error
+        raise ValueError(f"its {name} is not a number: {text[:40]!r}") from error
     return float(value)
 
 

@@ -315,7 +315,7 @@ def _numbers(value: dict[str, Any], size: tuple[int, int], *names: str) -> list[
     for number, name in enumerate(names):
         part = value.get(name)
         if isinstance(part, bool) or not isinstance(part, (int, float)) or not abs(part) < 1e6:
-            raise ValueError(f"its {name} is no number: {str(part)[:40]!r}")
+            raise ValueError(f"its {name} is not a number: {str(part)[:40]!r}")
         found.append(part * size[number % 2] / 100)
     return found
 
@@ -323,7 +323,7 @@ def _numbers(value: dict[str, Any], size: tuple[int, int], *names: str) -> list[
 def _angle(value: dict[str, Any]) -> float:
     angle = value.get("rotation") or 0.0
     if isinstance(angle, bool) or not isinstance(angle, (int, float)):
-        raise ValueError(f"its rotation is no number: {str(angle)[:40]!r}")
+        raise ValueError(f"its rotation is not a number: {str(angle)[:40]!r}")
     return float(angle)
 
 

@@ -300,7 +300,7 @@ def annotated(*results: Any) -> Json:
         (annotated(result("brush", {"format": "rle", "rle": [1, 2]})), "cut off"),
         (annotated(result("brush", {"format": "rle", "rle": "x"})), "no list of bytes"),
         (annotated(result("bitmask", {"imageDataURL": "data:x"})), "base64"),
-        (annotated(result("rectangle", {**SMALL, "rotation": "x"})), "rotation is no number"),
+        (annotated(result("rectangle", {**SMALL, "rotation": "x"})), "rotation is not a number"),
         (annotated(result("rectangle", rectangle(90, 1, 1, 1))), "outside of the image"),
         (annotated(result("rectangle", SMALL, item_index=1)), "several images"),
         (annotated(result("rectangle", SMALL), {**result("rectangle", SMALL), **WIDER}), "two sizes of the image"),
