@@ -106,7 +106,7 @@ def _area(drawn: Drawn) -> Area | None:
         return None
     points = points_of([number for point in drawn.points for number in point])
     if any(len(point) != 2 for point in drawn.points):
-        raise ValueError("its points are no pairs")
+        raise ValueError("its points are not pairs of numbers")
     least = CORNERS[kind]
     if len(points) < least:
         raise ValueError(f"it has {len(points)} points, and needs {least}")

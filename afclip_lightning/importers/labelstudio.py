@@ -340,7 +340,7 @@ def _ellipse(value: dict[str, Any], size: tuple[int, int]) -> Ellipse:
 def _polygon(value: dict[str, Any], size: tuple[int, int]) -> Polygon:
     corners = value.get("points")
     if not isinstance(corners, list) or not corners or not all(isinstance(c, list) and len(c) == 2 for c in corners):
-        raise ValueError("its points are no pairs of numbers")
+        raise ValueError("its points are not pairs of numbers")
     flat = [_numbers({"x": x, "y": y}, size, "x", "y") for x, y in corners]
     return Polygon((np.array(flat, np.float64),))
 

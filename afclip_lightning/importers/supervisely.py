@@ -157,7 +157,7 @@ def _area(thing: Thing) -> Area | None:
 
 def _pixels(points: list[list[float]]) -> Points:
     if any(len(point) != 2 for point in points):
-        raise ValueError("its points are no pairs")
+        raise ValueError("its points are not pairs of numbers")
     return points_of([number for point in points for number in point]) + 0.5
 
 

@@ -83,11 +83,11 @@ def points_of(numbers: Sequence[float] | Sequence[Sequence[float]]) -> Points:
         ValueError: There is no point, the count of numbers is odd, or a number is not finite.
     """
     if not isinstance(numbers, (list, tuple, np.ndarray)):
-        raise ValueError("its points are no pairs of numbers")
+        raise ValueError("its points are not pairs of numbers")
     try:
         flat = np.asarray(numbers, dtype=np.float64).reshape(-1)
     except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError("its points are no pairs of numbers") from error
+        raise ValueError("its points are not pairs of numbers") from error
     if not flat.size or flat.size % 2:
         raise ValueError(f"its points are {flat.size} numbers, and must be pairs")
     if not np.isfinite(flat).all():

@@ -216,7 +216,7 @@ def test_a_bad_shape_in_one_of_several_annotations_is_told(
         ]
     path = write_json_file(tmp_path / "p.json", entries)
     assert import_set("labelstudio", path, images, "--several", "union")[0] == 2
-    assert "its points are no pairs" in capsys.readouterr().err
+    assert "its points are not pairs of numbers" in capsys.readouterr().err
 
 
 def test_the_starred_annotation_comes_first(tmp_path: Path) -> None:
