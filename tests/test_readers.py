@@ -1,4 +1,4 @@
-"""Every reader of files meets changed, cut and random content: it gives a result or one error that a user can mend.
+"""Every reader of files meets changed, cut and random content: it gives a result or one error that a user can correct.
 
 A reader that is added to the package gets a line in `READERS`.
 """

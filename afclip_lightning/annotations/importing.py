@@ -269,7 +269,7 @@ def _item(
     if judged.contradicts:
         names = judged.defect_type or "a shape without label"
         raise DatasetError(
-            f"the tag {judged.contradicts!r} says that it is normal, and it has a defect ({names}). Mend it in the "
+            f"the tag {judged.contradicts!r} says that it is normal, and it has a defect ({names}). Correct it in the "
             "tool, or --ignore_label one of them"
         )
     label = judged.label
@@ -344,10 +344,10 @@ def _mask(defects: Sequence[Shape], shape: tuple[int, int], line_width: float) -
         try:
             marked = mark(defect.area, shape, line_width)
         except ValueError as error:
-            raise DatasetError(f"{name}: {error}. Mend it in the tool, and export again") from error
+            raise DatasetError(f"{name}: {error}. Correct it in the tool, and export again") from error
         if not marked.mask.any():
             where = "lies outside of the image" if marked.clipped else "marks no pixel"
-            raise DatasetError(f"{name} {where}. Mend it in the tool, and export again")
+            raise DatasetError(f"{name} {where}. Correct it in the tool, and export again")
         clipped += marked.clipped
         mask |= marked.mask
     return mask, clipped

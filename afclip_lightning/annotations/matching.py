@@ -66,7 +66,7 @@ class ImageFolder:
                     f"{name[:200]!r} may be {names_found}. Rename one, or give --images the folder that the tool's "
                     "paths start at"
                 )
-        raise DatasetError(f"there is no image {names[0][:200]!r} in {self.root}. Restore it, or mend --images")
+        raise DatasetError(f"there is no image {names[0][:200]!r} in {self.root}. Restore it, or correct --images")
 
     def relative(self, image: Path) -> PurePosixPath:
         """Returns the path of an image relative to the folder."""

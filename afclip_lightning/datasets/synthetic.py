@@ -110,15 +110,15 @@ Nothing to get: the project draws it when a run starts, or when `prepare_data` o
             folder = self.category_folder(category)
             if not folder.exists():
                 continue
-            mend = f"Choose another `root` or delete the folder {folder}."
+            remedy = f"Choose another `root` or delete the folder {folder}."
             try:
                 found = read_json(folder / _RECORD, dict[str, Any], remedy="")
             except UserError as error:
-                raise DatasetError(f"{folder} was not drawn by this dataset: {error} {mend}") from error
+                raise DatasetError(f"{folder} was not drawn by this dataset: {error} {remedy}") from error
             if found != self.settings:
                 raise DatasetError(
                     f"{folder} was drawn with other settings.\n  there:  {json.dumps(found)}\n"
-                    f"  wanted: {json.dumps(self.settings)}\n{mend}"
+                    f"  wanted: {json.dumps(self.settings)}\n{remedy}"
                 )
 
     def prepare_data(self) -> None:

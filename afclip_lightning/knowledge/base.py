@@ -154,7 +154,7 @@ def _read(source: str | Path) -> tuple[Path, dict[str, Any]]:
         raise UserError(
             f"{path}: cannot be read: there is no such file. Give a name of {', '.join(bases())} or a file."
         )
-    content = read_yaml(path, dict[str, Any], remedy="It must hold `sentences`, by category: mend the file.")
+    content = read_yaml(path, dict[str, Any], remedy="It must hold `sentences`, by category: correct the file.")
     if stray := [key for key in content if key not in _KEYS]:
         raise UserError(f"{path}: has {stray[0]!r}, which no base has. Categories stand under `sentences`.")
     return path, content

@@ -52,7 +52,7 @@ class Moments:
         mean = float(values.mean())
         if not math.isfinite(mean):
             raise UserError(
-                "a score of a normal image is NaN or infinite, so no threshold comes from it. Mend its map."
+                "a score of a normal image is NaN or infinite, so no threshold comes from it. Correct its map."
             )
         values -= mean
         rest = float(values.sum())  # not 0, because the mean is rounded

@@ -8,7 +8,7 @@ from afclip_runtime.errors import UserError
 from afclip_runtime.files import read_yaml
 
 SUFFIXES = (".yaml", ".yml")
-REMEDY = "It must hold `normal`, `abnormal` and `templates`, a list of texts each: mend the file."
+REMEDY = "It must hold `normal`, `abnormal` and `templates`, a list of texts each: correct the file."
 
 
 @dataclass(frozen=True)

@@ -381,11 +381,11 @@ def _names_of(source: Source) -> tuple[Path, ...]:
 
 def _owners(table: Path) -> Mapping[str, str]:
     owners: dict[str, str] = {}
-    for number, row in read_rows(table, remedy="Mend the table.", error=DatasetError):
+    for number, row in read_rows(table, remedy="Correct the table.", error=DatasetError):
         volume, patient = (row.get(column, "").strip() for column in ("volume", "patient"))
         if not volume or not patient:
             raise DatasetError(f"{table}, line {number}: the columns volume and patient are needed, both filled in.")
         volume = os.path.normpath(volume)
         if owners.setdefault(volume, patient) != patient:
-            raise DatasetError(f"{table}, line {number}: {volume} has two patients. Mend the table.")
+            raise DatasetError(f"{table}, line {number}: {volume} has two patients. Correct the table.")
     return owners
