@@ -136,6 +136,5 @@ def check_read_back(folder: Path, items: Iterable[Item]) -> None:
 
 def _differs(target: Path) -> UserError:
     return UserError(
-        f"{target}: is there already, with another content; nothing was overwritten. Choose another --out, or remove "
-        "it."
+        f"{target} already exists with other content. Nothing was overwritten. Choose another --out, or remove it."
     )

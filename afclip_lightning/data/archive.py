@@ -241,7 +241,9 @@ def _merge(base: Path, root: Path) -> int:
         if not os.path.realpath(target).startswith(inside):
             raise DatasetError(f"{target}: a link leads out of {root}. Nothing was moved; remove the link.")
         if os.path.lexists(target) and not (target.is_file() and filecmp.cmp(path, target, shallow=False)):
-            raise DatasetError(f"{target}: is there already and differs from {path}. Nothing was moved; remove one.")
+            raise DatasetError(
+                f"{target} already exists and differs from {path}. Nothing was moved. Remove one of them."
+            )
     moved = 0
     for path, target in targets.items():
         if not target.exists():

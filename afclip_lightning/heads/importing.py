@@ -53,7 +53,7 @@ def import_head(
     """
     place = Path(path.stem + SUFFIX) if out is None else out
     if out is None and place.exists():
-        raise UserError(f"{shown(place)} is there already: name the head file, --out FILE.")
+        raise UserError(f"{shown(place)} already exists. Name the head file: --out FILE.")
     released = replace(read_released(path, method), given=dict(arguments or {}))
     built = factory.load_released(released, arguments, backbones)
     head = Head(

@@ -243,4 +243,4 @@ def check_place(folder: Path, overwrite: bool) -> None:
     if not is_bundle(folder) and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{shown(folder)} already exists and is not a bundle. Choose another --out.")
     if is_bundle(folder) and not overwrite:
-        raise UserError(f"{shown(folder)} is there already. Choose another --out, or --overwrite it.")
+        raise UserError(f"{shown(folder)} already exists. Choose another --out, or --overwrite it.")

@@ -133,7 +133,7 @@ def place_of_calibration(options: argparse.Namespace, beside: Path | None, produ
             there = str(Calibration.read(place))
         except UserError:
             there = "something else"
-        raise UserError(f"{place} is there already ({there}). Name another --product, or --overwrite it.")
+        raise UserError(f"{place} already exists ({there}). Name another --product, or --overwrite it.")
     check_writable(place)
     return place
 

@@ -438,7 +438,7 @@ def test_calibrated_verdicts(folder: Path, capsys: pytest.CaptureFixture[str]) -
     assert "tiling: " in capsys.readouterr().err
     assert inspect("good", "--tiles", "2", "--out", "tiled", "--no_calibration") == 0
     assert calibrate.main([*command, "--threshold", "0.25"]) == 2
-    assert "head.calibration.json is there already (object, 20" in capsys.readouterr().err
+    assert "head.calibration.json already exists (object, 20" in capsys.readouterr().err
     assert calibrate.main([*command, "--threshold", "0.25", "--overwrite"]) == 0
     assert Calibration.read(folder / "head.calibration.json").image.method == "fixed"
 
@@ -518,7 +518,7 @@ def test_calibrations_are_of_products(folder: Path, capsys: pytest.CaptureFixtur
     assert "there is no calibration of screw" in capsys.readouterr().err
     assert inspect("bolt", "--calibration", "head.nut.calibration.json", "--out", "other") == 0
     assert calibrate.main([*command, "--normal", "nut", "--product", "bolt"]) == 2
-    assert "head.bolt.calibration.json is there already (bolt, 20" in capsys.readouterr().err
+    assert "head.bolt.calibration.json already exists (bolt, 20" in capsys.readouterr().err
     assert calibrate.main([*command, "--normal", "nut", "--category", "a/b"]) == 2
     assert "'a/b' cannot be part of a file name" in capsys.readouterr().err
     assert Calibration.read(folder / "head.bolt.calibration.json") == kept
@@ -637,7 +637,7 @@ def test_copies_count_once_and_few_images_are_told_early(
     (folder / "taken").write_text("")
     for options, message in {
         ("--normal", "one"): "1 normal images are too few",
-        ("--normal", "good"): "is there already",
+        ("--normal", "good"): "already exists",
         ("--normal", "good", "--out", "taken/c.json"): "taken/c.json: cannot be written",
         ("--normal", "good", "--out", "one"): "is a folder",
         ("--labelled", "one", "--criterion", "f1"): "must be of both kinds",

@@ -92,7 +92,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     mine = root / "01/test/ok/0001.bmp"
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
-    with pytest.raises(DatasetError, match=r"0001\.bmp: is there already and differs.*Nothing was moved"):
+    with pytest.raises(DatasetError, match=r"0001\.bmp already exists and differs.*Nothing was moved"):
         archive.prepare(BTAD(root), [packed])
     assert mine.read_text() == "mine"
     assert [name for name in files(root) if not name.startswith(archive.STAGE)] == ["01/test/ok/0001.bmp"]
@@ -215,7 +215,7 @@ def test_after_a_conflict_the_second_archive_is_installed(kind: str, tmp_path: P
     (root / mine).parent.mkdir(parents=True)
     (root / mine).write_bytes(made[mine])
     other = {name: content[::-1] for name, content in made.items()}  # of equal names and sizes
-    with pytest.raises(DatasetError, match="is there already and differs"):
+    with pytest.raises(DatasetError, match="already exists and differs"):
         archive.prepare(BTAD(root), [pack(kind, tmp_path / "first", other)])
     assert archive.prepare(BTAD(root), [pack(kind, tmp_path / "second", made)]) == len(made) - 1
     assert files(root) == made

@@ -546,9 +546,7 @@ def test_the_command_says_what_it_read_and_what_it_assumed(
     assert head.main(["show", "anomalyclip.safetensors"]) == 0
     assert "imported from anomalyclip.pth" in capsys.readouterr().out
     assert head.main(args) == 2
-    assert (
-        capsys.readouterr().err == "error: anomalyclip.safetensors is there already: name the head file, --out FILE.\n"
-    )
+    assert capsys.readouterr().err == "error: anomalyclip.safetensors already exists. Name the head file: --out FILE.\n"
     assert head.main(["show", "real", "--model.layers", "[1]"]) == 2
     assert "--model.layers is only an option of head import and head fuse" in capsys.readouterr().err
 

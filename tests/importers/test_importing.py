@@ -111,7 +111,7 @@ def test_a_stopped_run_goes_on_and_nothing_is_overwritten(tmp_path: Path, capsys
         (out / name).write_bytes(content)
         capsys.readouterr()
         assert import_set("coco", path, images)[0] == 2
-        assert f"error: {out / name}: is there already, with another content" in capsys.readouterr().err
+        assert f"error: {out / name} already exists with other content" in capsys.readouterr().err
         assert (out / name).read_bytes() == content
         (out / name).write_bytes(kept)
 

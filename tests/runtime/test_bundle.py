@@ -171,7 +171,7 @@ def test_a_calibration_holds_for_head_and_bundle_alike(folder: Path, capsys: pyt
     assert load("head.ckpt", device="cpu", tiling=Tiling(tiles=2), calibration=f"bundle/{CALIBRATION}").calibration
     assert open_bundle(Path("bundle"), calibration=None).calibration is None
     assert calibrate.main(["--bundle", "bundle", "--normal", "normal"]) == 2
-    assert "is there already (object, " in capsys.readouterr().err
+    assert "already exists (object, " in capsys.readouterr().err
     with pytest.raises(UserError, match=r"tiling: .*'tiles': 2.* when calibrated, .*'tiles': 1.* now"):
         open_bundle(Path("bundle"), tiling=Tiling())
     assert calibrate_with_torch.main(["--checkpoint", "bundle", "--normal", "normal", "--product", "nut"]) == 0
@@ -335,7 +335,7 @@ def test_commands_that_need_the_head_say_so_of_a_bundle(folder: Path, capsys: py
 def test_a_place_is_refused_before_anything_is_loaded(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["--checkpoint", "absent.ckpt", "--to", "bundle", "--out"]
     assert export_command.main([*given, "bundle"]) == 2
-    assert "bundle is there already. Choose another --out, or --overwrite it." in capsys.readouterr().err
+    assert "bundle already exists. Choose another --out, or --overwrite it." in capsys.readouterr().err
     assert export_command.main([*given, "normal", "--overwrite"]) == 2
     assert "normal already exists and is not a bundle. Choose another --out." in capsys.readouterr().err
     assert export_command.main([*given, "head.ckpt", "--overwrite"]) == 2
