@@ -107,7 +107,7 @@ def _download(remote: Remote, path: Path, progress: bool) -> None:
 
 
 def _fetch(remote: Remote, part: Path, have: int, bar: "tqdm[None]") -> None:
-    """Appends the missing bytes to the part. If the server cannot resume, the part starts anew."""
+    """Appends the missing bytes to the part. If the server cannot resume, the part is downloaded from the start."""
     headers = {**remote.headers, "Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
     with requests.get(remote.url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
         if have and answer.status_code == 416:  # nothing lies behind the part

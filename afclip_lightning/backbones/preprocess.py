@@ -121,7 +121,7 @@ def _inside(preprocess: Preprocess, roi: Roi) -> np.ndarray:
     return inside
 
 
-# It is made once: for every image anew it would take as long as normalising does.
+# It is computed once. Computing it for every image would take as long as normalising the image.
 @lru_cache
 def _normalised_bytes(mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
     """Returns what the values 0 to 255 of each channel become, `[3, 256]`, float32."""

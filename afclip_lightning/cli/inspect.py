@@ -208,7 +208,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=("threshold", "memory"),
         default="threshold",
         help="target of the feedback: the threshold of the calibration, or the few-shot images. Normal images are "
-        "copied to --few_shot_dir, below feedback/, and the thresholds must be made anew (%(default)s)",
+        "copied to --few_shot_dir, below feedback/, and the thresholds must be calibrated again (%(default)s)",
     )
     add_model_options(parser, engine=True)
     add_bulk_options(parser)

@@ -1,4 +1,4 @@
-"""Prompt images: normal images that training images are compared with. They are sampled anew in each epoch."""
+"""Prompt images: normal images that training images are compared with. They are sampled again in each epoch."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -129,7 +129,7 @@ class AdaptCLIP(PromptMethod):
 
     The visual adapter changes tokens, which are compared with fixed sentences. The textual adapter learns prompts,
     which are compared with frozen tokens. The prompt-query adapter compares each patch with the nearest patch of normal
-    images. In training, that is one normal image of the category, drawn anew in each epoch. The losses are summed. The
+    images. In training, that is one normal image of the category, drawn again in each epoch. The losses are summed. The
     first two adapters are the zero-shot method. With `k_shot`, all three are used, and the distances to the nearest
     patches as well. The same trained head works for any number of few-shot images.
 

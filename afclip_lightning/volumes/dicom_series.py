@@ -190,7 +190,7 @@ def _placed(path: Path, places: Iterable["Dataset"]) -> np.ndarray:
     affine[:3, 0], affine[:3, 1], affine[:3, 2] = turn[:3] * spacing[1], turn[3:] * spacing[0], position
     affine[3, 2] = 1
     if not np.isfinite(affine).all() or not np.linalg.norm(np.cross(affine[:3, 0], affine[:3, 1])) > 0:
-        raise DatasetError(f"{path}: its position, orientation or pixel spacing is damaged. Export it anew.")
+        raise DatasetError(f"{path}: its position, orientation or pixel spacing is damaged. Export it again.")
     return affine
 
 

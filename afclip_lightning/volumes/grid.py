@@ -38,7 +38,7 @@ class Grid:
 
     def __post_init__(self) -> None:
         if not np.isfinite(self.affine).all() or not 1e-12 < abs(np.linalg.det(self.affine[:3, :3])) < 1e12:
-            raise DatasetError("its geometry (affine) is not finite or has no volume. Write its header anew.")
+            raise DatasetError("its geometry (affine) is not finite or has no volume. Write its header again.")
 
     @cached_property
     def directions(self) -> tuple[tuple[int, int], ...]:

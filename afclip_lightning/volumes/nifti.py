@@ -43,7 +43,7 @@ def open_nifti(path: Path, scratch: Path, reading: Reading) -> Volume:
         if header["magic"].item()[:2] not in (b"n+",):
             raise DatasetError(f"{path}: its voxels lie in a second file (.img). Save both as one .nii file.")
         if offset < header.single_vox_offset:
-            raise DatasetError(f"{path}: its voxels begin inside of its header (vox_offset {offset}). Export it anew.")
+            raise DatasetError(f"{path}: its voxels begin inside of its header (vox_offset {offset}). Export it again.")
         if dtype.kind not in "iuf" or dtype.itemsize > 8:
             raise DatasetError(
                 f"{path}: holds colours or complex numbers ({dtype}), and no grey values. Save it as grey."
@@ -74,7 +74,7 @@ def _header(path: Path, file: Any) -> "Nifti1Header":
         kinds = {348: Nifti1Header, 540: Nifti2Header}
         kind = kinds.get(int.from_bytes(size, "little")) or kinds.get(int.from_bytes(size, "big"))
         if kind is None:
-            raise DatasetError(f"{path}: is no NIfTI file: it does not begin as one. Export it anew.")
+            raise DatasetError(f"{path}: is no NIfTI file: it does not begin as one. Export it again.")
         header: Nifti1Header = kind.from_fileobj(file, check=False)
         header.get_data_dtype(), header.get_data_shape(), header.get_slope_inter()
         return header

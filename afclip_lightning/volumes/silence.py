@@ -34,7 +34,7 @@ def silenced(path: object, kind: str) -> Iterator[None]:
     except Exception as error:
         raise DatasetError(
             f"{path}: cannot be read as {kind} ({type(error).__name__}): it is damaged, or of a kind that is not read "
-            "here. Export it anew."
+            "here. Export it again."
         ) from None
     finally:
         for logger, state in zip(loggers, before, strict=True):

@@ -109,5 +109,5 @@ def grid_from_codes(path: Path, codes: str, shape: tuple[int, int, int], spacing
 
 NO_CODES = (
     "its header does not say how its axes lie in the patient. Say it: --codes RAS (of which side each stored axis runs "
-    "to), or write the header anew."
+    "to), or write the header again."
 )

@@ -76,7 +76,7 @@ def facts_of(blocks: Iterator[np.ndarray]) -> Facts:
         if seen.size:
             low, high = min(low, float(seen.min())), max(high, float(seen.max()))
     if low > high:
-        raise UserError("no voxel has a finite value. Export the volume anew.")
+        raise UserError("no voxel has a finite value. Export the volume again.")
     return Facts(low, high, lost)
 
 

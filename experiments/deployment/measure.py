@@ -4,7 +4,7 @@
     python -m experiments.deployment.measure WORK --before ../before
 
 WORK gets the model (random weights), its bundles, an environment with what a bundle requires, and the numbers:
-experiments/deployment/results.json, which `python -m experiments.deployment.table` prints. A second run measures anew
+experiments/deployment/results.json, which `python -m experiments.deployment.table` prints. A second run measures again
 with what is there. What is compared takes turns, so that other load on the machine hits all alike; commands run with
 as many threads as --threads says.
 """

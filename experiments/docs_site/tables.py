@@ -80,7 +80,7 @@ PARTS: tuple[tuple[str, str, Callable[[], str]], ...] = (
 
 
 def written(path: str, name: str, part: Callable[[], str]) -> str:
-    """Returns a page with one of its parts written anew.
+    """Returns a page with one of its parts written again.
 
     Raises:
         ValueError: The page has no such part.

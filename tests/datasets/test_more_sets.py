@@ -32,7 +32,7 @@ def test_kolektor_2(tmp_path: Path) -> None:
         "surface: 1 normal test images, published are 894.",
         "surface: 2 anomalous test images, published are 110.",
     ]
-    write_mask(tmp_path / "test/20000_GT.png", value=255)  # a mask that was mended is read anew
+    write_mask(tmp_path / "test/20000_GT.png", value=255)  # a mask that was corrected is read again
     assert [s.label for s in dataset.samples("test")] == [1, 1, 1]
     (tmp_path / "test/20001_GT.png").unlink()
     with pytest.raises(DatasetError, match=r"20001\.png: this anomalous image has no mask of the same name"):

@@ -16,7 +16,7 @@ ARXIV = re.compile(r"arXiv[ :]*(\d{4}\.\d{4,5})", re.IGNORECASE)
 )
 def test_a_table_is_what_the_classes_give(path: str, name: str, part: Callable[[], str]) -> None:
     page = (REPOSITORY / path).read_text(encoding="utf-8")
-    assert page == tables.written(path, name, part), "write it anew: python -m experiments.docs_site.tables"
+    assert page == tables.written(path, name, part), "write it again: python -m experiments.docs_site.tables"
 
 
 def test_every_method_says_where_it_is_from() -> None:
