@@ -125,7 +125,7 @@ class Evaluation(Callback):
             AnomalyMetrics, exact=exact, fpr_limit=fpr_limit, pro_definition=pro_definition, tolerance=tolerance
         )
         if intervals and pro_definition != "exact":
-            raise ValueError(f"intervals are of the exact PRO: leave out pro_definition {pro_definition}, or intervals")
+            raise ValueError(f"intervals need the exact PRO: leave out pro_definition {pro_definition}, or intervals")
         self.intervals = Settings(intervals, interval_kind) if intervals else None
         self.new_metric()  # checks the arguments before anything else is built
         self.aupimo, self.defect_types = aupimo, defect_types

@@ -408,5 +408,5 @@ def test_intervals_out_of_range_are_refused() -> None:
         Evaluation(intervals=50)
     with pytest.raises(ValueError, match="bca, percentile"):
         Evaluation(intervals=100, interval_kind="normal")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="intervals are of the exact PRO"):
+    with pytest.raises(ValueError, match="intervals need the exact PRO"):
         Evaluation(intervals=100, exact=True, pro_definition="mvtec")
