@@ -304,7 +304,7 @@ def check_readable(file: DicomFile) -> None:
     with silenced(file.path, DICOM):
         if file.syntax.is_compressed and not file.syntax.is_deflated and not get_decoder(file.syntax).is_available:
             raise DatasetError(
-                f"{file.path}: its pixels are compressed ({file.syntax.name}), and what decompresses them is not "
+                f"{file.path}: its pixels are compressed ({file.syntax.name}), and no decoder for them is "
                 f"installed. Install it: {INSTALL}; or save the series uncompressed."
             )
 
