@@ -25,13 +25,13 @@ from afclip_runtime.errors import PROGRAM, UserError
 
 PLACE = 40
 DESCRIPTION = f"""\
-Chooses the thresholds of the image score and of the map, and writes them beside the checkpoint
-(head.PRODUCT.calibration.json; head.calibration.json without --product and --category). load, inspect and serve find
-them there. For a ready model they are written to the working directory (real.PRODUCT.calibration.json). A calibration
-holds for one product, one checkpoint and one set of options: other tiles, another category or other few-shot images
-(--few_shot_dir) need another calibration. The file states product, date, folder and number of images. Copies of an
-image count once.
-With --roi it also holds the region of interest: inspect and serve use that region, and refuse another one.
+Chooses the thresholds of the image score and of the anomaly map, and writes them to a file beside the checkpoint. The
+file is head.PRODUCT.calibration.json, or head.calibration.json without --product and --category. load, inspect and
+serve find it there. For a ready model, the file is written to the working directory (real.PRODUCT.calibration.json). A
+calibration holds for one product, one checkpoint and one set of options: other tiles, another category or other
+few-shot images (--few_shot_dir) need another calibration. The file states product, date, folder and number of images.
+Copies of an image count once.
+With --roi, the file also holds the region of interest. inspect and serve use that region and refuse another one.
 
 {FROM_NORMALS}\
 From labelled images (--labelled): --criterion fpr works as above, with the normal ones; f1 and balanced separate normal

@@ -49,8 +49,8 @@ inside.
            map    [batch, S, S], float32, the same of each pixel
 
 The file is written only if it gives the numbers of the Python model. FILE.json beside it and the metadata of the file
-state S, category, backbone, and the thresholds with their source: calibration, or default. Default thresholds are the
-head's own, and were not made for your product.
+state S, category, backbone, and the thresholds with their source: calibration, or default. Default thresholds come
+with the head. They are not calibrated for your product.
 
 With --int8 (--to bundle or onnx) the linear layers of the backbone's blocks compute in 8-bit integers: the file is less
 than half as large, and faster. Everything after the last block stays in float32. The command measures the changes on
