@@ -92,7 +92,7 @@ def test_what_is_no_coco_is_refused(
         ({"category_id": 9}, "there is no category 9"),
         ({"segmentation": [[1, 2, 3]]}, "must be pairs"),
         ({"segmentation": "x"}, "neither polygons nor run lengths"),
-        ({"segmentation": [["a", "b"]]}, "no pairs of numbers"),
+        ({"segmentation": [["a", "b"]]}, "its points are not pairs of numbers"),
         ({"bbox": [1, 2, 3]}, "not x, y, width, height"),
         ({"bbox": [1, 2, 3, -1]}, "not x, y, width, height"),
         ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": [5, 5]}}, "add up to 10 pixels"),

@@ -160,7 +160,7 @@ def test_projects_and_subsets(tmp_path: Path) -> None:
         ("<a>" * 100 + "</a>" * 100, "nested more than 64 deep"),
         ('<!DOCTYPE a [<!ENTITY e "x">]><annotations>&e;</annotations>', "declares a document type"),
         ('<!DOCTYPE a SYSTEM "a.dtd"><annotations/>', "declares a document type"),
-        ('<?xml version="1.0" encoding="no-such"?><annotations/>', "is not valid XML"),
+        ('<?xml version="1.0" encoding="no-such"?><annotations/>', "cannot be read as XML"),
         (xml(image("a.png", '<box label="x" xtl="1" ytl="2" xbr="b" ybr="4"/>')), "its xbr is not a number: 'b'"),
         (xml(image("a.png", '<box label="x" xtl="1" ytl="2" xbr="3"/>')), "has no ybr"),
         (xml(image("a.png", '<box label="x" xtl="1" ytl="2" xbr="inf" ybr="4"/>')), "its xbr is not a number"),

@@ -77,7 +77,7 @@ def test_a_dataset_of_two_subsets(tmp_path: Path, capsys: pytest.CaptureFixture[
         ({"type": "bbox", "bbox": [1, 2, 3]}, "not x, y, width, height"),
         ({"type": "bbox"}, "not x, y, width, height"),
         ({"type": "polygon", "points": [1]}, "must be pairs"),
-        ({"type": "polygon"}, "no pairs"),
+        ({"type": "polygon"}, "its points are not pairs of numbers"),
         ({"type": "ellipse", "points": [1, 2]}, "it has 2 numbers, and needs 4"),
         ({"type": "mask"}, "no size, or no counts"),
         ({"type": "bbox", "bbox": [1, 2, 3, 4], "label_id": 7}, "there is no label 7"),

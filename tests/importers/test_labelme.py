@@ -92,7 +92,7 @@ def test_a_path_that_leads_out_is_refused(tmp_path: Path, capsys: pytest.Capture
     [
         ({"shape_type": "circle", "points": [[1, 2]]}, "it has 1 points, and needs 2"),
         ({"shape_type": "polygon", "points": []}, "its points are 0 numbers"),
-        ({"shape_type": "polygon", "points": [[1, 2, 3], [4, 5, 6]]}, "no pairs"),
+        ({"shape_type": "polygon", "points": [[1, 2, 3], [4, 5, 6]]}, "its points are not pairs of numbers"),
         ({"shape_type": "mask", "points": [[1, 1], [3, 3]]}, "its picture is no text"),
         ({"shape_type": "mask", "points": [[1, 1], [3, 3]], "mask": png_text(SOLID)}, "and its box has another size"),
         ({"shape_type": "mask", "points": [[1, 1], [3, 3]], "mask": "AAAA"}, "its picture"),

@@ -125,7 +125,7 @@ def test_one_dataset_and_its_folder_of_annotations(tmp_path: Path) -> None:
     [
         ({"geometryType": "rectangle", **outline([1, 2])}, "it needs two points"),
         ({"geometryType": "polygon", "points": 3}, "its points are not as they must be"),
-        ({"geometryType": "polygon", **outline([1, 2, 3], [3, 4, 5])}, "no pairs"),
+        ({"geometryType": "polygon", **outline([1, 2, 3], [3, 4, 5])}, "its points are not pairs of numbers"),
         ({"geometryType": "bitmap"}, "it has no picture"),
         ({"geometryType": "bitmap", "bitmap": {"data": "~", "origin": [1, 2]}}, "no base64"),
         ({"geometryType": "bitmap", "bitmap": {"data": "AAAA", "origin": [1, 2]}}, "cannot be unpacked"),
