@@ -20,16 +20,17 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Turns a decoded image and its mask into what the backbone takes.
+    """Converts a decoded image and its mask to the input of the backbone.
 
-    A mask is resized as its image is, with the same filter, and cut at half, which is the papers' rule for test masks.
+    A mask is resized like its image, with the same filter, and thresholded at half. This is the papers' rule for test
+    masks.
 
     Attributes:
-        image_size: Of the frame that the backbone takes, in pixels: the side of a square, or height and width.
+        image_size: Size of the backbone's input frame in pixels: the side of a square, or height and width.
         mean: Mean of the three channels, of values in [0, 1].
         std: Standard deviation of the three channels.
-        rule: How an image is brought to that size: see `place`.
-        interpolation: Filter of that.
+        rule: How an image is fitted to that size: see `place`.
+        interpolation: Filter of the resizing.
     """
 
     image_size: ImageSize
@@ -40,7 +41,7 @@ class Preprocess:
 
     @property
     def frame(self) -> Frame:
-        """The frame that the backbone takes."""
+        """The input frame of the backbone."""
         return Frame(self.image_size, self.rule, self.interpolation)
 
     @property
@@ -61,12 +62,12 @@ class Preprocess:
     def resize(
         self, image: np.ndarray, mask: np.ndarray | None, roi: Roi | None = None
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Returns image and mask, if there is one, at the backbone's size, uint8.
+        """Returns the image and its mask (or `None`) at the backbone's size, uint8.
 
         Args:
             image: `[h, w, 3]`, uint8, RGB.
             mask: `[h, w]`, uint8 in {0, 1}; `None` if nothing is marked.
-            roi: Which part of the image is inspected: the rest is hidden, as where images are inspected, and unmarked.
+            roi: Inspected part of the image. The rest is blank in the image, as during inspection, and 0 in the mask.
         """
         resized = self._put(image)
         if roi is not None:
@@ -76,12 +77,12 @@ class Preprocess:
         return resized, None if mask is None else self.resize_mask(mask, roi)
 
     def resize_mask(self, mask: np.ndarray, roi: Roi | None = None) -> np.ndarray:
-        """Returns a mask without its image at the backbone's size, uint8; see `resize`."""
+        """Returns a mask alone at the backbone's size, uint8; see `resize`."""
         resized = (self._put(mask * np.uint8(255)) > 127).astype(np.uint8)
         return resized if roi is None else resized & self.inside(roi)
 
     def inside(self, roi: Roi) -> np.ndarray:
-        """Returns which pixels of the backbone's frame count as inspected, `[H, W]`, uint8: by the rule of masks."""
+        """Returns the mask of the inspected pixels in the backbone's frame, `[H, W]`, uint8, resized like any mask."""
         return _inside(self, roi)
 
     def _put(self, image: np.ndarray) -> np.ndarray:
@@ -90,7 +91,7 @@ class Preprocess:
         return into_frame(image, box, self.image_size, self.interpolation)
 
     def to_tensors(self, images: Sequence[np.ndarray]) -> Tensor:
-        """Returns resized images, normalised, `[B, 3, H, W]`, float32."""
+        """Normalises resized images. Returns `[B, 3, H, W]`, float32."""
         tables = _normalised_bytes(self.mean, self.std)
         pixels = torch.empty(len(images), 3, *self.shape)
         for row, image in zip(pixels, images, strict=True):
@@ -99,13 +100,13 @@ class Preprocess:
         return pixels
 
     def to_pixels(self, image: Tensor) -> np.ndarray:
-        """Returns what a normalised image `[3, H, W]` was made of, `[H, W, 3]`, uint8."""
+        """Returns the pixels `[H, W, 3]`, uint8, of a normalised image `[3, H, W]`."""
         mean, std = (image.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
         pixels = ((image * std + mean) * 255).round().clamp(0, 255).byte().permute(1, 2, 0)
         return np.ascontiguousarray(pixels.cpu().numpy())
 
     def to_masks(self, masks: Sequence[np.ndarray | None]) -> Tensor:
-        """Returns resized masks `[B, H, W]`, uint8; zeros where there is none."""
+        """Stacks resized masks. Returns `[B, H, W]`, uint8, with zeros for `None`."""
         marked = torch.zeros(len(masks), *self.shape, dtype=torch.uint8)
         for row, mask in zip(marked, masks, strict=True):
             if mask is not None:
@@ -124,7 +125,7 @@ def _inside(preprocess: Preprocess, roi: Roi) -> np.ndarray:
 # It is computed once. Computing it for every image would take as long as normalising the image.
 @lru_cache
 def _normalised_bytes(mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
-    """Returns what the values 0 to 255 of each channel become, `[3, 256]`, float32."""
+    """Returns the normalised values of 0 to 255 in each channel, `[3, 256]`, float32."""
     ramp = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
     normalised = A.Normalize(mean, std, max_pixel_value=255.0)(image=ramp)["image"]
     return np.ascontiguousarray(normalised[0].T)

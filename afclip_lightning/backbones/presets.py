@@ -1,4 +1,4 @@
-"""Backbones by the names that users know: which model, which weights, at which size, tapped where."""
+"""Backbones under the names that users know, with model, weights, input size and tap layers."""
 
 import difflib
 from dataclasses import dataclass
@@ -16,21 +16,21 @@ MIDDLE_BLOCKS = {12: (4, 6, 8, 10), 24: (7, 11, 15, 19)}  # by the depth of the 
 
 @dataclass(frozen=True)
 class Preset:
-    """A backbone under one name. What is `None` is not stated by its source.
+    """A backbone under one name. An attribute is `None` if the source does not state it.
 
     Attributes:
-        name: What users call it.
+        name: Name for users.
         model: `model` of `ClipBackbone`.
-        weights: `weights`, likewise; `random` where nothing but the vision tower is filled, by `vision_weights`.
-        image_size: Side of the input in pixels: 518, the papers' size, in whole patches, or the native one where the
-            tower is meant for speed.
-        native_size: Side that the weights were trained at.
-        depth: Blocks of the vision tower.
-        layers: Tap layers that are a good start, counted from 1.
-        layers_from: Where these come from.
-        licence: Of the weights, as timm 1.0.31 lists them; of `dfn-b` as its page says since 2025.
-        download_mb: Size of the file that is downloaded, in MB of 10^6 bytes, as its page says.
-        vision_weights: `vision_weights`, likewise.
+        weights: `weights` of `ClipBackbone`; `random` if only the vision tower has weights, given by `vision_weights`.
+        image_size: Side of the input in pixels: the papers' 518 in whole patches, or the native size for towers that
+            are meant for speed.
+        native_size: Side of the training images in pixels.
+        depth: Number of blocks of the vision tower.
+        layers: Recommended tap layers to start with, counted from 1.
+        layers_from: Source of these layers.
+        licence: Licence of the weights, as timm 1.0.31 lists it; for `dfn-b`, as its page states it since 2025.
+        download_mb: Size of the downloaded file in MB (10^6 bytes), as its page states it.
+        vision_weights: `vision_weights` of `ClipBackbone`.
         normalisation: Mean and standard deviation of the channels, where the model's registry does not list them.
     """
 
@@ -49,19 +49,19 @@ class Preset:
 
     @property
     def size(self) -> str:
-        """Returns the size of the download in words: as its page says, or counted."""
+        """Returns the size of the download as text: stated by its page, or else computed from the parameters."""
         if self.download_mb is not None:
             return f"{self.download_mb:,} MB"
         return f"≈ {COUNTED_MB[self.model]:,} MB, counted: float32"
 
     @property
     def has_text(self) -> bool:
-        """Returns whether it has a text tower that was trained with its vision tower."""
+        """Returns whether the backbone has a text tower that was trained with its vision tower."""
         return self.vision_weights is None and not self.model.startswith("timm:")
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Returns the arguments of `ClipBackbone` that the preset stands for: always the same ones."""
+        """Returns the arguments of `ClipBackbone` for the preset. The keys are the same for all presets."""
         mean, std = self.normalisation or (None, None)
         return {
             "model": self.model,
@@ -104,15 +104,15 @@ COUNTED_MB = {
     "timm:vit_base_patch14_reg1_tipsv2": 345,
     "timm:vit_large_patch14_reg1_tipsv2": 1216,
 }
-"""Four bytes per parameter of the whole model, text tower included, in MB of 10^6 bytes, by `model`: where no page was
-at hand that states the size. A file that holds float16, as that of `eva02-clip-l` does, has half of it."""
+"""Computed download sizes by `model`, in MB (10^6 bytes), for presets whose page states no size: four bytes per
+parameter of the whole model with its text tower. A float16 file, such as that of `eva02-clip-l`, is half as large."""
 
 
 def preset(name: str) -> Preset:
     """Returns the preset of a name.
 
     Raises:
-        UserError: There is none; the message lists them.
+        UserError: No preset has this name. The message lists the presets.
     """
     if name not in PRESETS:
         close = difflib.get_close_matches(str(name), PRESETS, n=1)
@@ -132,7 +132,7 @@ def _entry(
     download_mb: int | None = None,
     layers_from: str = QUARTERS,
 ) -> Preset:
-    """Returns a preset whose weights are of `model` under `tag`, and whose layers follow from the depth."""
+    """Returns a preset with the weights `tag` of `model`. Its layers follow from the depth."""
     if layers_from == QUARTERS:
         layers = tuple(round(depth * part / 4) for part in (1, 2, 3, 4))
     else:

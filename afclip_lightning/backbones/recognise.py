@@ -1,4 +1,4 @@
-"""What a file of weights is: whether it is sound, and which architectures have exactly its tensors."""
+"""Identifies a file of weights: checks that it is undamaged and finds the architectures with exactly its tensors."""
 
 import logging
 import sys
@@ -33,7 +33,7 @@ from afclip_runtime.errors import WeightsError, shown
 from afclip_runtime.files import open_regular
 
 Shapes = dict[str, tuple[int, ...]]
-NO_MATTER = ("logit_scale", "logit_bias")  # a number, or a list of one, or not there
+NO_MATTER = ("logit_scale", "logit_bias")  # a number, a list of one number, or absent
 SIZES = ("input_resolution", "context_length", "vocab_size")  # OpenAI's archives hold them beside the weights
 VOCABULARY = 49408
 WIDTHS = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1152: "so400m", 1280: "huge", 1536: "giant"}
@@ -41,22 +41,22 @@ WIDTHS = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1152: "so400m",
 
 @dataclass(frozen=True)
 class Weights:
-    """A file of weights, looked at.
+    """Facts of a file of weights.
 
     Attributes:
-        file: Its path.
-        bytes: Its size.
-        sha256: Its hash.
+        file: Path of the file.
+        bytes: Size of the file in bytes.
+        sha256: SHA-256 of the file.
         format: `safetensors`, `TorchScript archive` or `torch.save`.
-        layout: Whose names its tensors have.
-        tensors: How many there are.
-        values: How many numbers they hold.
-        dtypes: How many tensors there are of each type.
-        what: What it is, in a word: a whole CLIP, a vision tower, or not known.
-        architectures: Those with exactly these tensors, by name and shape; `timm:NAME` for a tower.
-        presets: That these architectures are of.
-        known: What is known of this very file by its hash; empty if nothing.
-        use: The options that use it; empty if nothing does.
+        layout: Library or project whose tensor names the file uses.
+        tensors: Number of tensors.
+        values: Number of values in all tensors.
+        dtypes: Number of tensors per data type.
+        what: Kind of the model: a whole CLIP, a vision tower, or not known.
+        architectures: Architectures with exactly these tensors, by name and shape; `timm:NAME` for a tower.
+        presets: Presets with one of these architectures.
+        known: Published file with this hash; empty if there is none.
+        use: Options that load the file; empty if no architecture matches.
     """
 
     file: str
@@ -75,10 +75,11 @@ class Weights:
 
 
 def recognise(path: Path) -> Weights:
-    """Returns what a file of weights is; every value of it is read once.
+    """Returns the facts of a file of weights. Reads every value once.
 
     Raises:
-        WeightsError: It is damaged, holds other objects than tensors, NaN or infinity, or is no file of weights.
+        WeightsError: The file is damaged, is not a file of weights, or holds NaN, infinity or objects other than
+            tensors.
     """
     with open_regular(path, error=WeightsError) as file:
         digest, size = sha256(file), file.tell()
@@ -118,10 +119,10 @@ def _format(path: Path) -> str:
 
 
 def _tensors(path: Path, kind: str) -> Iterator[tuple[str, Tensor]]:
-    """Yields the tensors of a file by name, of a safetensors file one at a time."""
+    """Yields the names and tensors of a file. A safetensors file is read one tensor at a time."""
     if kind == "safetensors":
         with safe_open(path, "pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 (it is no mapping)
+            for name in opened.keys():  # noqa: SIM118 (it is not a mapping)
                 yield name, opened.get_tensor(name)
         return
     with path.open("rb") as file:
@@ -153,7 +154,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _architectures(shapes: Shapes) -> tuple[str, str, tuple[str, ...]]:
-    """Returns whose names these are, what it is, and the architectures that have exactly these tensors."""
+    """Returns `layout`, `what` and `architectures` of `Weights`."""
     foreign = foreign_layout(list(shapes))
     shapes = {name.removeprefix("module."): shape for name, shape in shapes.items()}
     shapes = _shapes_of(converted({name: torch.empty(shape, device="meta") for name, shape in shapes.items()}))
@@ -196,7 +197,7 @@ def _clips(shapes: Shapes) -> tuple[str, ...]:
 
 
 def _may_see(config: dict[str, Any], shapes: Shapes) -> bool:
-    """Returns whether the vision tower of a config may have these tensors; which it has, building it tells."""
+    """Returns whether the vision tower of a config may have these tensors. Only building it gives certainty."""
     vision = config["vision_cfg"]
     if "visual.conv1.weight" not in shapes or "timm_model_name" in vision:
         return "visual.conv1.weight" not in shapes and "timm_model_name" in vision
@@ -213,7 +214,7 @@ def _custom_text(shapes: Shapes) -> dict[str, Tensor]:
 
 
 def _towers(shapes: Shapes) -> tuple[str, ...]:
-    """Returns the towers that have these tensors: those of presets, and if none has, all of timm's with their width."""
+    """Returns the towers with these tensors: those of presets, or else timm's towers of the same width and patch."""
     width, _, patch, _ = shapes["patch_embed.proj.weight"]
     depth = len({name.split(".")[1] for name in shapes if name.startswith("blocks.")})
     ours = [_tower_of(entry.model) for entry in PRESETS.values() if entry.vision_weights and entry.depth == depth]
@@ -243,7 +244,7 @@ def _fitting(towers: Any, shapes: Shapes) -> list[str]:
 
 
 def _as_timm(shapes: Shapes, model: nn.Module) -> Shapes:
-    """Returns the shapes by timm's own names, as `load_vision_weights` would give them to this tower."""
+    """Returns the shapes under timm's names, as `load_vision_weights` would load them into this tower."""
     wanted = model.state_dict().keys()
     known = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if known is None or shapes.keys() == wanted or len(shapes) < len(wanted) - 2:
@@ -256,7 +257,7 @@ def _as_timm(shapes: Shapes, model: nn.Module) -> Shapes:
 
 
 def _equal(given: Shapes, wanted: Shapes) -> bool:
-    """Returns whether a model has these tensors, but for its head and the scale of its logits."""
+    """Returns whether both have the same tensors, apart from the head and the scale and bias of the logits."""
     optional = (*NO_MATTER, "head.weight", "head.bias")
     one, two = ({n: s for n, s in shapes.items() if n not in optional} for shapes in (given, wanted))
     return one == two
@@ -267,7 +268,7 @@ def _shapes_of(state: Mapping[str, Tensor]) -> Shapes:
 
 
 def _tower_of(model: str) -> str:
-    """Returns the name by which a model is found here: `timm:NAME` for a vision tower alone, else the model's own."""
+    """Returns the name of a model's architecture: `timm:NAME` for a vision tower alone, else the model's own name."""
     if model.startswith(TIMM):
         return model.partition(".")[0]
     config = open_clip.get_model_config(model) or {}
@@ -301,7 +302,7 @@ def _use(path: Path, what: str, architectures: tuple[str, ...], presets: tuple[s
 
 @contextmanager
 def _on_meta() -> Iterator[None]:
-    """Builds models without values, and keeps open_clip from warning that these have none."""
+    """Models are built without values in this context. open_clip's warnings about missing values are silenced."""
     root, level = logging.getLogger(), logging.getLogger().level
     root.setLevel(logging.ERROR)
     try:

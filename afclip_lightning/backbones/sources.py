@@ -1,4 +1,4 @@
-"""What `weights` and `vision_weights` may name, and where it is found: a tag, a file, a hub, an installed package."""
+"""Finds the file that `weights` or `vision_weights` names: by a tag, a path, a hub or an installed package."""
 
 import logging
 import sys
@@ -37,11 +37,11 @@ open_clip.add_model_config(MODELS)
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository of Hugging Face's hub, and what its file of weights may be called.
+    """A repository of Hugging Face's hub, and the possible names of its file of weights.
 
     Attributes:
         name: `ORG/NAME`.
-        files: Names of the file, the most wanted first.
+        files: Possible names of the file, the preferred one first.
         revision: Branch, tag or commit; the main branch if `None`.
     """
 
@@ -51,11 +51,11 @@ class Repository:
 
     @property
     def url(self) -> str:
-        """Returns the address of the most wanted file, for messages: whoever has a browser can download it there."""
+        """Returns the address of the preferred file, for messages. A browser can download it there."""
         return hf_hub_url(self.name, self.files[0], revision=self.revision)
 
     def cached(self, cache_dir: str | None = None) -> Path | None:
-        """Returns the file in the cache; `None` if there is none."""
+        """Returns the path of the file in the cache, or `None` if the cache does not hold it."""
         for file in self.files:
             path = try_to_load_from_cache(self.name, file, cache_dir=cache_dir, revision=self.revision)
             if isinstance(path, str):
@@ -67,12 +67,12 @@ def repository_of(model: str, weights: str, files: tuple[str, ...] = CLIP_FILES)
     """Returns the repository that a tag, a `timm:` or an `hf-hub:` name stands for.
 
     Args:
-        model: Architecture that a tag is of.
-        weights: `openai`, `timm:NAME.TAG`, or `hf-hub:ORG/NAME`, with `@REVISION` and `/FILE` after it where wanted.
-        files: What a file may be called in a repository of which nothing is listed.
+        model: Architecture of a tag.
+        weights: `openai`, `timm:NAME.TAG`, or `hf-hub:ORG/NAME`, optionally with `@REVISION` and `/FILE`.
+        files: Possible names of the file in a repository that no library lists.
 
     Raises:
-        WeightsError: There is no such tag or name.
+        WeightsError: The tag or name does not exist.
     """
     if weights.startswith(HUB):
         repository, revision, file = _split(weights)
@@ -96,14 +96,14 @@ def repository_of(model: str, weights: str, files: tuple[str, ...] = CLIP_FILES)
 
 
 def is_local_file(weights: str) -> bool:
-    """Returns whether `weights` is meant as a path rather than a tag, or a name on a hub or in a package."""
+    """Returns whether `weights` is a path. Otherwise it is a tag, or a name on a hub or in a package."""
     if weights.startswith((HUB, TIMM, PIP)):
         return False
     return Path(weights).suffix in {".pt", ".pth", ".bin", ".safetensors"} or "/" in weights
 
 
 def listed_config(model: str, weights: str) -> dict[str, Any]:
-    """Returns open_clip's record of a tag, or of a repository of the hub that it lists for this model; else empty."""
+    """Returns open_clip's config of this tag or hub repository for the model; empty if it lists none."""
     tags = open_clip.list_pretrained_tags_by_model(model)
     if weights.startswith(HUB):
         repository = _split(weights)[0]
@@ -111,7 +111,7 @@ def listed_config(model: str, weights: str) -> dict[str, Any]:
         return next((c for c in configs if c.get("hf_hub", "").rpartition("/")[0] == repository), {})
     config = open_clip.get_pretrained_cfg(model, weights) or {}
     place, _, named = config.get("hf_hub", "").rstrip("/").rpartition(".")
-    if named in tags and named != weights:  # open_clip 3.3.0 has epoch 31 of ViT-B-16-plus-240 in epoch 32's place
+    if named in tags and named != weights:  # open_clip 3.3.0 lists epoch 31 of ViT-B-16-plus-240 for epoch 32
         return {**config, "hf_hub": f"{place}.{weights}/"}
     return config
 
@@ -119,8 +119,8 @@ def listed_config(model: str, weights: str) -> dict[str, Any]:
 def normalisation_of(model: str, weights: str, vision_weights: str | None = None) -> tuple[Channels, Channels]:
     """Returns the mean and standard deviation of the channels that these weights were trained with.
 
-    Weights of which nothing is listed are taken to be like the listed ones of their architecture, where these all
-    agree: open_clip's, or those of timm's for a tower that open_clip has no weights of. Else they are CLIP's own.
+    Weights that are not listed get the values of the listed weights of their architecture, if these all agree. The list
+    is open_clip's, or timm's for a tower without weights in open_clip. Otherwise the values are CLIP's own.
     """
     own = vision_weights or weights
     if own.startswith(PIP):
@@ -141,10 +141,10 @@ def normalisation_of(model: str, weights: str, vision_weights: str | None = None
 
 
 def find_weights(model: str, weights: str, cache_dir: str | None) -> Path:
-    """Returns the file of `weights`: of a tag, a path, or a repository of the hub; only a path needs no network.
+    """Returns the file of `weights`, which is a tag, a path, or a repository of the hub. A path needs no network.
 
     Raises:
-        WeightsError: The file cannot be had; the message names the local-file way.
+        WeightsError: The file cannot be found or downloaded. The message explains how to use a local file.
     """
     if weights.startswith(HUB):
         return find_hub_file(repository_of(model, weights), cache_dir)
@@ -168,14 +168,14 @@ def find_weights(model: str, weights: str, cache_dir: str | None) -> Path:
 
 
 def find_hub_file(place: "Repository", cache_dir: str | None) -> Path:
-    """Returns the file of weights of a repository of the hub: from the cache, else downloaded.
+    """Returns the file of weights of a repository of the hub. Downloads it if the cache does not hold it.
 
     Args:
-        place: Where it lies.
-        cache_dir: Where downloads are kept; the hub's own place by default.
+        place: Repository of the file.
+        cache_dir: Folder for downloads. Default: the hub's own cache.
 
     Raises:
-        WeightsError: The repository cannot be reached or has no such file; the message names the local-file way.
+        WeightsError: The repository cannot be reached or lacks the file. The message explains how to use a local file.
     """
     cached = place.cached(cache_dir)
     if cached is not None:
@@ -184,7 +184,7 @@ def find_hub_file(place: "Repository", cache_dir: str | None) -> Path:
         for file in place.files:
             try:
                 return Path(hf_hub_download(place.name, file, cache_dir=cache_dir, revision=place.revision))
-            except LocalEntryNotFoundError:  # the hub was not reached: it is the same with the next name
+            except LocalEntryNotFoundError:  # the hub was not reached, so no other name can be tried
                 raise
             except EntryNotFoundError:
                 continue
@@ -192,14 +192,15 @@ def find_hub_file(place: "Repository", cache_dir: str | None) -> Path:
 
 
 def timm_weights(name: str, cache_dir: str | None) -> dict[str, Tensor]:
-    """Returns the state dict of timm's pretrained model, by timm's own loader: from the cache, else downloaded.
+    """Returns the state dict of timm's pretrained model, from timm's own loader. Downloads it if it is not cached.
 
     Args:
-        name: `timm:MODEL.TAG`, as timm lists it: `timm:vit_small_patch14_dinov2.lvd142m`.
-        cache_dir: Where downloads are kept; the hub's own place by default.
+        name: `timm:MODEL.TAG`, as timm lists it, such as `timm:vit_small_patch14_dinov2.lvd142m`.
+        cache_dir: Folder for downloads. Default: the hub's own cache.
 
     Raises:
-        WeightsError: timm has no such weights, or they cannot be reached; the message names the local-file way.
+        WeightsError: timm has no such weights, or they cannot be downloaded. The message explains how to use a local
+            file.
     """
     repository_of("", name)
     with downloading(name):
@@ -216,7 +217,7 @@ def _timm_config(name: str) -> dict[str, Any]:
 
 
 def _split(name: str) -> tuple[str, str | None, str | None]:
-    """Returns the repository, the revision and the file that `hf-hub:ORG/NAME@REVISION/FILE` names."""
+    """Returns the repository, revision and file of `hf-hub:ORG/NAME@REVISION/FILE`."""
     parts = name.removeprefix(HUB).split("/", 2)
     if len(parts) < 2 or not all(parts):
         raise WeightsError(f"{shown(name)}: expected {HUB}ORG/NAME, and @REVISION or /FILE after it where wanted.")
@@ -226,14 +227,14 @@ def _split(name: str) -> tuple[str, str | None, str | None]:
 
 @contextmanager
 def downloading(what: str, way: str = LOCAL_WAY) -> Iterator[None]:
-    """Says that this may take a while, keeps the hub's client from printing its retries, and makes one error of all.
+    """Context of a download. Prints a notice, silences the hub client's retries, and turns any error into one kind.
 
     Args:
-        what: What is looked for.
-        way: What a message ends with: how to do without the network.
+        what: Name of the download, for messages.
+        way: End of the error message: how to work without the network.
 
     Raises:
-        WeightsError: The body failed, whatever the reason.
+        WeightsError: The body failed for any reason.
     """
     print(f"{what}: from the cache, else from the network, which may take a while.", file=sys.stderr)
     hub_log = logging.getLogger("huggingface_hub")

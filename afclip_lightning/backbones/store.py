@@ -1,4 +1,4 @@
-"""Features of a frozen backbone on disk, so that the pass over an image is paid once."""
+"""Features of a frozen backbone on disk. The backbone runs once per image."""
 
 import hashlib
 import json
@@ -35,12 +35,12 @@ class FeatureCache:
     """Whether and how features are kept on disk.
 
     Attributes:
-        cache: Folder of the store; `None` keeps nothing, or what is `temporary`.
-        temporary: Without a `cache`, `fit` keeps features in the run's folder until it ends: its epochs and its tests
-            share them, and nothing stays.
-        dtype: Type that features are kept in. `float32` gives the same numbers as without a store; `float16` takes half
-            the space and moves scores a little.
-        limit_gb: Most space that the store may take, in GB; what the disk has left by default.
+        cache: Folder of the store. `None`: features are kept only if `temporary` is set, and only during `fit`.
+        temporary: Whether `fit` without a `cache` keeps features in the run's folder. Its epochs and tests share them.
+            They are removed when it ends.
+        dtype: Data type of the stored features. `float32` gives the same numbers as without a store. `float16` takes
+            half the space and changes scores slightly.
+        limit_gb: Maximum size of the store in GB. Default: the free space of the disk.
 
     Raises:
         ValueError: The limit is not positive.
@@ -60,18 +60,18 @@ class FeatureStore:
     """The features of one spec, one file per tap and image, named by the image file's content.
 
     Methods that tap the same block of the same backbone share its files, whatever else they tap. (Between a pass with
-    the V-V path and one without, a shared tap differs by the rounding of its sums.) A file is written beside its place
-    and moved there, so that a kill leaves no half of one, and several processes may read and write at once: they write
-    the same. Files are safetensors with a checksum, and say which features of which image they hold; one that is torn,
-    changed or in another's place is removed, said, and computed again.
+    the V-V path and one without, a shared tap differs by the rounding of its sums.) Files are written atomically: a
+    kill leaves no partial file. Several processes may read and write at once, because they write the same content.
+    Files are safetensors with a checksum. Each states which features of which image it holds. A file that is
+    truncated, changed or misplaced is removed with a warning, and its features are computed again.
 
     Args:
-        root: Folder of the store; those of other backbones lie beside, a folder each.
-        spec: What the features depend on.
+        root: Folder of the store. Each backbone has its own folder in it.
+        spec: Settings that the features depend on.
         grid: Patch grid of an image.
-        compute: Type that the backbone's matrix products run in: `float32`, `bfloat16` or `float16`.
-        dtype: Type that features are kept in.
-        channels: C of a token and D of an image embedding, where they are known: others are taken for damage.
+        compute: Data type of the backbone's matrix products: `float32`, `bfloat16` or `float16`.
+        dtype: Data type of the stored features.
+        channels: C of a token and D of an image embedding, if known. Files with other values count as damaged.
     """
 
     def __init__(
@@ -97,19 +97,19 @@ class FeatureStore:
         self.grid = grid
 
     def of(self, spec: FeatureSpec) -> "FeatureStore":
-        """Returns the same store for other features."""
+        """Returns the same store with another spec."""
         return FeatureStore(self.folder.parent, spec, self.grid, self.compute, self.storage, self.channels)
 
     def rounded(self, features: ClipFeatures) -> ClipFeatures:
-        """Returns features as they would be read again, float32: a result does not depend on what was kept before."""
+        """Returns features rounded as the store rounds them, float32: new and stored features give the same result."""
         return features.map(lambda tensor: tensor.to(self.dtype).float())
 
     def path(self, digest: str, tap: str) -> Path:
-        """Returns where a tap of the image with this digest lies."""
+        """Returns the path of a tap's file for the image with this digest."""
         return feature_path(self.folder, tap, digest)
 
     def load(self, digest: str) -> dict[str, Tensor] | None:
-        """Returns the tensors of an image by name, memory-mapped; `None` if one is not there or was damaged."""
+        """Returns the tensors of an image by name, memory-mapped, or `None` if one is missing or damaged."""
         row: dict[str, Tensor] = {}
         for tap in self.spec.taps:
             path = find_features(self.folder, tap, digest)
@@ -125,10 +125,10 @@ class FeatureStore:
         return row
 
     def _fitting(self, row: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-        """Returns the tensors of a file, if they have the type and shape of this store's.
+        """Returns the tensors of a file. Checks that their type and shape are those of this store.
 
         Raises:
-            DamagedError: They have not.
+            DamagedError: A tensor has another type or shape.
         """
         tokens = 1 + self.grid[0] * self.grid[1]
         for name, tensor in row.items():
@@ -141,11 +141,10 @@ class FeatureStore:
         return row
 
     def save(self, digests: list[str], features: ClipFeatures) -> None:
-        """Writes the features of a batch, a file that is there already left alone.
+        """Writes the features of a batch. Files that exist are kept.
 
         Raises:
-            UserError: The disk is full or not writable, and what was there before is unchanged; or a feature is not
-                finite.
+            UserError: The disk is full or not writable, or a feature is not finite. Existing files are unchanged.
         """
         spec_file = self.folder / SPEC_FILE
         if not spec_file.exists():
@@ -164,14 +163,14 @@ class FeatureStore:
                     with atomic_path(path, durable=False) as temporary:  # its checksum tells a torn file
                         try:
                             save_file(row, temporary, metadata=statement(path, row))
-                        except SafetensorError as error:  # what it makes of a disk that takes no more
+                        except SafetensorError as error:  # its error when the disk is full
                             raise OSError(str(error)) from error
 
     def check_spec(self) -> None:
-        """Compares what the folder says of its features with what is asked for.
+        """Checks that the features in the folder are those of this store.
 
         Raises:
-            UserError: Its `spec.json` is damaged, or is of other features.
+            UserError: The folder's `spec.json` is damaged or describes other features.
         """
         if not (self.folder / SPEC_FILE).exists():
             return
@@ -185,15 +184,15 @@ class FeatureStore:
             )
 
     def check_space(self, images: int, width: int, limit_gb: float | None) -> None:
-        """Checks that the features of so many images fit.
+        """Checks that there is space for the features of all images.
 
         Args:
-            images: How many different images there are.
+            images: Number of different images.
             width: C, channels of a token.
             limit_gb: See `FeatureCache`.
 
         Raises:
-            UserError: Says how much is needed and how much there is.
+            UserError: There is not enough space. The message states the needed and the free space.
         """
         root, tokens = self.folder.parent, 1 + self.grid[0] * self.grid[1]
         per_image = {tap: (2 if tap == "embedding" else tokens) * width * self.dtype.itemsize for tap in self.spec.taps}
@@ -218,7 +217,7 @@ class FeatureStore:
 
 
 def named(features: ClipFeatures, spec: FeatureSpec) -> dict[str, dict[str, Tensor]]:
-    """Returns the tensors of a batch by name, under the tap that they belong to."""
+    """Returns the tensors of a batch as a dictionary: tap to name to tensor."""
     taps = {tap: {tap: tokens} for tap, tokens in zip(spec.taps, (*features.tokens, *features.vv_tokens), strict=False)}
     if features.class_token is not None and features.image_embedding is not None:
         taps["embedding"] = {"class_token": features.class_token, "image_embedding": features.image_embedding}
@@ -226,7 +225,7 @@ def named(features: ClipFeatures, spec: FeatureSpec) -> dict[str, dict[str, Tens
 
 
 def from_rows(rows: list[dict[str, Tensor]], spec: FeatureSpec, grid: tuple[int, int]) -> ClipFeatures:
-    """Returns the features of a batch, in the type that they were kept in, of the tensors of each image."""
+    """Returns the features of a batch, made from the tensors of each image, in their stored data type."""
     stacked = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
     tokens = tuple(stacked[tap] for tap in spec.taps if tap in stacked)
     count = len(spec.layers)

@@ -1,4 +1,4 @@
-"""The files of a feature store: what they say of themselves, and looking after them. Without torch."""
+"""The files of a feature store: their metadata, verification and removal. Without torch."""
 
 import hashlib
 import math
@@ -25,12 +25,12 @@ from afclip_runtime.views.frame import Interpolation, Resize
 StorageType = Literal["float16", "float32"]
 SPEC_FILE = "spec.json"
 BITS: dict[str, tuple[type, int]] = {"F16": (np.uint16, 0x7C00), "F32": (np.uint32, 0x7F800000)}
-"""Types of features, as safetensors names them: unsigned numbers of that size, and the exponent of infinity and NaN."""
+"""By the safetensors name of a data type: the unsigned type of its size, and the exponent bits of infinity and NaN."""
 
 
 @dataclass(frozen=True)
 class StoreFacts:
-    """What all features of a folder have in common, as `spec.json` says it; see `FeatureSpec` and `FeatureStore`."""
+    """Content of `spec.json`: what all features of a folder have in common. See `FeatureSpec` and `FeatureStore`."""
 
     model: str
     weights_hash: str
@@ -46,29 +46,29 @@ class StoreFacts:
 
     @classmethod
     def read(cls, folder: Path) -> "StoreFacts":
-        """Returns what stands in a folder of features.
+        """Reads the `spec.json` of a folder of features.
 
         Raises:
-            UserError: Its `spec.json` is damaged.
+            UserError: The file is missing or damaged.
         """
         remedy = "Remove the folder; its features are then computed again."
         return read_json(folder / SPEC_FILE, cls, remedy=remedy)
 
 
 class DamagedError(UserError):
-    """A file of features is torn, changed or in another's place."""
+    """A file of features is truncated, changed or misplaced."""
 
 
 def image_digest(image: Path | bytes, white: int | None = None, roi: str = "") -> str:
-    """Returns the name that an image's features go by: from the file's content and from how it is seen.
+    """Returns the digest that names an image's features. It depends on the file's content, `white` and `roi`.
 
     Args:
-        image: The image file, or its content.
+        image: Path of the image file, or its content.
         white: See `Sample`.
         roi: Fingerprint of the region of interest; empty for the whole image.
 
     Raises:
-        DatasetError: It is no regular file, or cannot be read.
+        DatasetError: The path is not a regular file, or cannot be read.
     """
     seen = [f"white {white}" if white is not None else "", f"roi {roi}" if roi else ""]
     digest = hashlib.blake2b(digest_size=20, key=" ".join(filter(None, seen)).encode())
@@ -87,16 +87,16 @@ def checksum(row: Mapping[str, Any]) -> int:
 
 
 def statement(path: Path, row: Mapping[str, Any]) -> dict[str, str]:
-    """Returns what a file says of itself, in one entry: several are written in any order, and files would differ."""
+    """Returns the metadata of a file, as one entry. With several, their order and thus the file's bytes would vary."""
     return {"of": f"{'/'.join(place_of(path) or ())} {checksum(row)}"}
 
 
 def read_checked(path: Path, framework: Literal["numpy", "pt"] = "numpy") -> dict[str, Any]:
-    """Returns what a file of features holds, by name: arrays of NumPy, or tensors, which are memory-mapped.
+    """Returns the NumPy arrays or the memory-mapped tensors of a file of features, by name.
 
     Raises:
-        DamagedError: The file is torn, its content has changed, is not finite, or belongs elsewhere.
-        UserError: It is no regular file, or may not be read.
+        DamagedError: The file is truncated, changed or misplaced, or a value is not finite.
+        UserError: The path is not a regular file, or may not be read.
     """
     open_regular(path).close()  # opening a named pipe would wait
     try:
@@ -126,16 +126,16 @@ def read_checked(path: Path, framework: Literal["numpy", "pt"] = "numpy") -> dic
 
 
 def _is_finite(array: np.ndarray, unsigned: type, exponent: int) -> bool:
-    """Returns whether every value is finite: in 16 bits, several times faster than NumPy's own test."""
+    """Returns whether every value is finite. For 16-bit values this is several times faster than NumPy's test."""
     bits: np.ndarray = array.reshape(-1).view(unsigned)
     return bool((bits & unsigned(exponent)).max(initial=0) < exponent)
 
 
 def info(root: Path) -> list[dict[str, Any]]:
-    """Returns what a store holds, one entry per backbone.
+    """Returns key, spec, images and bytes per tap of each backbone in a store.
 
     Raises:
-        UserError: There is no store.
+        UserError: See `check_store`.
     """
     specs = check_store(root)
     found = {key: {tap: {"images": 0, "bytes": 0} for tap in taps(root, key)} for key in keys(root)}
@@ -146,10 +146,10 @@ def info(root: Path) -> list[dict[str, Any]]:
 
 
 def check_store(root: Path) -> dict[str, StoreFacts]:
-    """Returns what each backbone of a store is, by key.
+    """Returns the facts of each backbone of a store, by key.
 
     Raises:
-        UserError: There is no store, or one of its `spec.json` is damaged.
+        UserError: The folder holds no store, or one of its `spec.json` files is damaged.
     """
     specs = {key: StoreFacts.read(root / key) for key in keys(root) if (root / key / SPEC_FILE).exists()}
     if not specs:
@@ -158,7 +158,7 @@ def check_store(root: Path) -> dict[str, StoreFacts]:
 
 
 def stored_bytes(root: Path) -> int:
-    """Returns how many bytes the features of a store take."""
+    """Returns the size of a store's features in bytes."""
     return sum(size for _, _, size in over_folders(root, _measured, "Counting"))
 
 
@@ -173,12 +173,12 @@ def _measured(folder: Folder) -> tuple[Folder, int, int]:
 
 
 def check_files(root: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yields the number of files in each folder of a store, and what is wrong with them, one sentence per file."""
+    """Yields the number of files in each folder of a store, and its problems, one sentence per damaged file."""
     yield from over_folders(root, _checked, "Verifying")
 
 
 def verify(root: Path) -> list[str]:
-    """Returns what is wrong with the files of a store, a sentence each."""
+    """Returns the problems of a store's files, one sentence per damaged file."""
     return [problem for _, problems in check_files(root) for problem in problems]
 
 
@@ -188,22 +188,22 @@ def _checked(folder: Folder) -> tuple[int, list[str]]:
         try:
             count += 1
             read_checked(Path(entry.path))
-        except UserError as error:  # a file that is damaged, and what is no file
+        except UserError as error:  # a damaged file, or a path that is not a regular file
             problems.append(str(error))
     return count, problems
 
 
 def prune(root: Path, key: str | None, days: float | None, damaged: bool) -> tuple[int, int]:
-    """Removes features and what killed runs left behind; returns how many files and bytes.
+    """Removes features, and temporary files of killed runs. Returns the number of removed files and of their bytes.
 
     Args:
         root: Folder of the store.
-        key: The backbone whose features go, as `info` names it, or `KEY/TAP`.
-        days: Files that no run has read for so long go.
-        damaged: Whether damaged files go.
+        key: Backbone whose features are removed, as `info` names it, or `KEY/TAP`.
+        days: Files that no run has read for this many days are removed.
+        damaged: Whether damaged files are removed.
 
     Raises:
-        UserError: No such key.
+        UserError: The store has no such key, or see `check_store`.
     """
     known = [name for of in check_store(root) for name in (of, *(f"{of}/{tap}" for tap in taps(root, of)))]
     if key is not None and key not in known:
@@ -221,7 +221,7 @@ def prune(root: Path, key: str | None, days: float | None, damaged: bool) -> tup
 
 
 def _pruned(folder: Folder, key: str | None, now: float, oldest: float, damaged: bool) -> tuple[int, int]:
-    """Removes what `prune` removes of a folder; returns how many files and bytes."""
+    """Does the work of `prune` in one folder. Returns the number of removed files and of their bytes."""
     count = size = 0
     whole = key in (folder.key, f"{folder.key}/{folder.tap}")
     hour = now - 3600
@@ -230,7 +230,7 @@ def _pruned(folder: Folder, key: str | None, now: float, oldest: float, damaged:
             with suppress(FileNotFoundError):
                 stat = entry.stat()
                 if suffix == ".tmp":
-                    doomed = stat.st_mtime < hour  # a younger one may be in the making
+                    doomed = stat.st_mtime < hour  # another process may still be writing a younger one
                 else:
                     doomed = whole or max(stat.st_atime, stat.st_mtime) < oldest or (damaged and _damaged(entry.path))
                 if doomed:
@@ -244,6 +244,6 @@ def _damaged(path: str) -> bool:
         read_checked(Path(path))
     except DamagedError:
         return True
-    except UserError:  # no file, which `verify` names
+    except UserError:  # not a regular file; `verify` reports it
         return False
     return False

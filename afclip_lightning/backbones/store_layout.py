@@ -1,10 +1,9 @@
-"""Where the files of a feature store lie, and how a large store is walked. Without torch.
+"""Paths of the files of a feature store, and the walk through a large store. Without torch.
 
     ROOT/KEY/TAP/ab/cd/abcd….safetensors    KEY: a backbone and how it was run; TAP: a block; abcd…: the image's digest
 
-Digests are uniform, so that each of the 65,536 folders of a tap holds the same share of its images: about 1,500 of
-10^8.
-Earlier versions had `TAP/ab/abcd….safetensors`; such files are read, and moved to their place when a run reads them.
+Digests are uniform, so each of the 65,536 folders of a tap holds about the same number of images: about 1,500 of 10^8.
+Earlier versions wrote `TAP/ab/abcd….safetensors`. A run moves such a file to its new path when it reads it.
 """
 
 import os
@@ -38,7 +37,7 @@ def feature_path(folder: Path, tap: str, digest: str) -> Path:
 def find_features(folder: Path, tap: str, digest: str) -> Path | None:
     """Returns the path of the features of an image, or `None` if they are missing; see `feature_path`.
 
-    A file of an earlier version is moved to its place, or read where it lies if the store is read-only.
+    A file of an earlier version is moved to its new path. If the store is read-only, its old path is returned.
     """
     path = feature_path(folder, tap, digest)
     if path.exists():
@@ -61,7 +60,7 @@ def place_of(path: Path) -> tuple[str, str, str] | None:
     digest = path.stem
     if path.parts[-3:-1] == (digest[:2], digest[2:4]):
         place = path.parts[-5:-3]
-    elif path.parts[-2:-1] == (digest[:2],):  # of an earlier version
+    elif path.parts[-2:-1] == (digest[:2],):  # layout of an earlier version
         place = path.parts[-4:-2]
     else:
         return None
@@ -123,9 +122,9 @@ def feature_files(root: Path, key: str | None = None, tap: str | None = None) ->
 
 
 def over_folders(root: Path, work: Callable[[Folder], T], title: str) -> Iterator[T]:
-    """Yields what `work` makes of each folder of a store, in order. Several threads work, and progress is shown.
+    """Yields the result of `work` for each folder of a store, in order. Uses several threads and shows progress.
 
-    The memory that is used does not grow with the store.
+    Memory use does not grow with the store.
 
     Args:
         root: Folder of the store.
@@ -155,7 +154,7 @@ def over_folders(root: Path, work: Callable[[Folder], T], title: str) -> Iterato
 
 
 def _folders_in(path: Path) -> list[str]:
-    """Returns the names of the folders in a folder, sorted, without hidden ones and without a list of its files."""
+    """Returns the sorted names of the subfolders that are not hidden. Never holds a list of the files in memory."""
     try:
         with os.scandir(path) as entries:
             names = [
