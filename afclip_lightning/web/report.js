@@ -17,7 +17,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
       heading.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
       const rows = [...body.rows].map((row) => [valueOf(row, column), row]);
       rows.sort(([a], [b]) => {
-        if (a === "" || b === "") return (a === "") - (b === ""); // unknown values stay last
+        if (a === "" || b === "") return (a === "") - (b === ""); // empty values stay last
         const order = typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b));
         return sign * order;
       });
