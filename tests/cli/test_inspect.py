@@ -161,7 +161,7 @@ def test_a_replaced_image_is_judged_again(folder: Path, capsys: pytest.CaptureFi
     assert inspect("in", "--save", "npy") == 0
     out = capsys.readouterr().out
     assert "1 inspected, 0 failed, 2 done before" in out
-    assert "1 of these had been inspected before and were replaced since" in out
+    assert "1 of these were inspected before and have been replaced since" in out
     now = {row["path"]: row for row in rows()}
     assert now["in/000.png"]["score"] != before["in/000.png"]["score"]
     assert now["in/000.png"]["name"] == "in/000"  # its files take the place of the old ones
@@ -186,7 +186,7 @@ def test_a_watched_folder_is_judged_as_a_folder_is(folder: Path, capsys: pytest.
         if path.suffix in (".npy", ".json") and path.name != "labelstudio.json":
             assert Path("watched", path.relative_to("out")).read_bytes() == path.read_bytes()
     assert inspect(*watching, *given, "--move_to", "good/,bad/") == 2
-    assert "--save labelstudio and coco say where images are" in capsys.readouterr().err
+    assert "--save labelstudio and coco record paths of images, and --move_to moves them" in capsys.readouterr().err
     assert inspect(*watching, *given[:4], "--move_to", "good/,bad/", "--out", "moved") == 0
     assert {Path(row["moved_to"]).parent.name for row in rows("moved")} == {"sub"}
     assert not list(Path("in").rglob("*.png"))

@@ -9,6 +9,7 @@
 # A node that nobody stops ends by itself after half an hour.
 set -euo pipefail
 seconds=1800
+repository=$(cd "$(dirname "$0")/../.." && pwd)
 
 running() { [[ -s $1 ]] && kill -0 "$(cat "$1")" 2>/dev/null; }
 
@@ -17,13 +18,21 @@ boot() {
   local dir=$1 number=$2
   hostname "node$number"
   ip link set lo up
-  mount -n --bind "$dir/shared" /mnt # the folder may lie below /tmp
+  mount -n -t tmpfs tmpfs /mnt # the shared folder and the repository may lie below /tmp, which each node has for itself
+  mkdir /mnt/shared /mnt/repository
+  mount -n --bind "$dir/shared" /mnt/shared
+  mount -n --bind "$repository" /mnt/repository
+  mount -n -o remount,bind,ro /mnt/repository
   mount -n --bind "$dir/hosts" /etc/hosts
   mount -n -o remount,bind,ro /
   mount -n -t tmpfs tmpfs /tmp
   mount -n -t tmpfs tmpfs /dev/shm
-  if [[ $dir == /tmp/* ]]; then mkdir -p "$dir/shared"; fi
-  mount -n --move /mnt "$dir/shared"
+  for path in "$dir/shared" "$repository"; do
+    if [[ $path == /tmp/* ]]; then mkdir -p "$path"; fi
+  done
+  mount -n --move /mnt/repository "$repository"
+  mount -n --move /mnt/shared "$dir/shared"
+  umount -n /mnt
   touch "$dir/shared/.node$number"
   sleep "$seconds" & # the shell waits, and so takes what daemons leave
   wait $!
