@@ -20,6 +20,7 @@ from afclip_runtime.launch.worker import Begun, Exhausted, Finished, Idle, Refus
 
 LOOK = 0.2  # seconds between two checks of signals and clocks
 STILLBORN = 3  # number of workers that may die before their first unit
+WIND_DOWN = 10.0  # seconds that workers have to stop when one of them has ended the whole job
 NEVER = float("inf")
 
 
@@ -38,6 +39,9 @@ def run_local(job: Job, jobs: int, report: Report) -> Ended:
         pool = _Pool(job, report, noted)
         try:
             pool.run(jobs)
+        except UserError:
+            pool.wind_down()
+            raise
         finally:
             pool.kill()
         signals.requeue()
@@ -98,6 +102,15 @@ class _Pool:
                 self._give_up(unit)
         for unit in self.exhausted:
             self._give_up(unit)
+
+    def wind_down(self) -> None:
+        """Asks all workers to stop and waits a little: a worker that is killed while it writes leaves half a file."""
+        deadline = time.monotonic() + min(self.job.grace, WIND_DOWN)
+        if self.job.grace:
+            for worker in self.workers:
+                worker.process.terminate()
+        for worker in self.workers:
+            worker.process.join(max(0.0, deadline - time.monotonic()))
 
     def kill(self) -> None:
         """Kills all workers. Their units are still to be run."""
