@@ -16,8 +16,8 @@ from afclip_lightning.benchmark.table import DONE, REMEDY, Done, is_done, read_b
 from afclip_runtime.errors import UserError, message_of
 from afclip_runtime.files import atomic_path, read_json, refresh, take_lock, write_json
 from afclip_runtime.launch import Job, Outcome, Unit, Where, launch
-from afclip_runtime.launch.output import last_error
-from afclip_runtime.launch.signals import STOPPED, StoppedError, interruption
+from afclip_runtime.launch.output import check_exit_code
+from afclip_runtime.launch.signals import StoppedError, interruption
 from afclip_runtime.launch.where import HERE
 
 Run = Callable[[Sequence[str]], int]
@@ -227,11 +227,7 @@ def _run_step(cell: Cell, step: Step, run: Run) -> None:
     finally:
         if len(cell.steps) > 1:
             gc.collect()
-    if code == STOPPED:
-        raise StoppedError
-    if code:
-        said = last_error(log, before)
-        raise UserError(f"exit code {code}{': ' * bool(said)}{said}")
+    check_exit_code(code, log, before)
     if step.dataset:
         read_results(folder)
         read_backbone(folder)

@@ -27,8 +27,8 @@ from afclip_lightning.sweep.space import Sweep
 from afclip_runtime.errors import UserError, shown
 from afclip_runtime.files import Lock, csv_text, take_lock, write_text
 from afclip_runtime.launch import Outcome
-from afclip_runtime.launch.output import last_error
-from afclip_runtime.launch.signals import STOPPED, StoppedError
+from afclip_runtime.launch.output import check_exit_code
+from afclip_runtime.launch.signals import StoppedError
 
 LOG = "output.log"
 ATTEMPTS = 3  # a trial whose process has died this often has failed: it could kill every worker
@@ -231,11 +231,7 @@ def run_trial(plan: Plan, study: optuna.Study, trial: optuna.Trial) -> Outcome:
     start, state = time.monotonic(), TrialState.COMPLETE
     try:
         code = app.main(None, partial(TrialCLI, report=TrialReport(trial, plan.sweep.metric)))
-        if code == STOPPED:
-            raise StoppedError
-        if code:
-            said = last_error(log, before)
-            raise UserError(f"exit code {code}{': ' * bool(said)}{said}")
+        check_exit_code(code, log, before)
     except optuna.TrialPruned:
         state = TrialState.PRUNED
     finally:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from afclip_runtime.errors import shown
+from afclip_runtime.errors import UserError, shown
+from afclip_runtime.launch.signals import STOPPED, StoppedError
 
 LOOKED_AT = 2**16  # bytes at the end of a log
 
@@ -30,6 +31,25 @@ def output_to(path: Path) -> Iterator[None]:
         for number, kept in zip((1, 2), before, strict=True):
             os.dup2(kept, number)
             os.close(kept)
+
+
+def check_exit_code(code: int, log: Path, begin: int) -> None:
+    """Turns the exit code of a command that ran in this process into an exception.
+
+    Args:
+        code: The exit code.
+        log: Log of the command, with its error message.
+        begin: Size of the log before the command, in bytes.
+
+    Raises:
+        StoppedError: A signal stopped the command.
+        UserError: The command failed. The message has its exit code and its last error.
+    """
+    if code == STOPPED:
+        raise StoppedError
+    if code:
+        said = last_error(log, begin)
+        raise UserError(f"exit code {code}{': ' * bool(said)}{said}")
 
 
 def last_error(log: Path, begin: int = 0) -> str:
