@@ -106,9 +106,7 @@ class _Pool:
     def wind_down(self) -> None:
         """Asks all workers to stop and waits a little: a worker that is killed while it writes leaves half a file."""
         deadline = time.monotonic() + min(self.job.grace, WIND_DOWN)
-        if self.job.grace:
-            for worker in self.workers:
-                worker.process.terminate()
+        self._ask_to_stop()
         for worker in self.workers:
             worker.process.join(max(0.0, deadline - time.monotonic()))
 
@@ -139,6 +137,10 @@ class _Pool:
         self.deadline = time.monotonic() + self.job.grace
         if self.job.grace:
             print(f"Stopping between two steps, at the latest in {self.job.grace:g} s.", file=sys.stderr, flush=True)
+        self._ask_to_stop()
+
+    def _ask_to_stop(self) -> None:
+        if self.job.grace:
             for worker in self.workers:
                 worker.process.terminate()
 
