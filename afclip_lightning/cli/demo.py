@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 
 from afclip_lightning.cli.run import run
-from afclip_lightning.discovery.configs import find_config
 
 PLACE = 9
-CONFIG = "configs/afclip_demo.yaml"
+CONFIG = "configs/afclip_demo.yaml"  # in the package, where the working directory has none
 
 
 def main(args: Sequence[str]) -> int:
     """Runs `fit` with the config of the demo and returns its exit code. Options of `fit` may follow."""
-    return run(["fit", f"--config={find_config(CONFIG)}", *args])
+    return run(["fit", f"--config={CONFIG}", *args])

@@ -25,7 +25,7 @@ def with_found_configs(args: Sequence[str]) -> list[str]:
     found = list(args)
     for place in range(len(args)):
         option, value = option_at(args, place)
-        if (option in CONFIG or option == "--data") and value.endswith((".yaml", ".yml")):
+        if option and value.startswith("configs/"):
             at = place if "=" in args[place] else place + 1
             found[at] = args[at].removesuffix(value) + str(find_config(value))
     return found
