@@ -19,7 +19,7 @@ from afclip_runtime.launch import Ended, Outcome, Where
 from afclip_runtime.launch.signals import STOPPED
 from afclip_runtime.launch.where import Report
 from afclip_runtime.launch.worker import run_claimed
-from tests.support import REPOSITORY
+from tests.support import REPOSITORY, matrices
 from tests.support.fake_cells import run
 from tests.support.layouts.mvtec import write_mvtec
 
@@ -41,10 +41,7 @@ published: {REPOSITORY / "experiments/published"}
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with the project's configs; cells run in this process, whose imports are paid."""
-    (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
-    (tmp_path / "matrix.yaml").write_text(MATRIX)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("AFCLIP_DATA", raising=False)
+    matrices.enter(tmp_path, MATRIX, monkeypatch)
     monkeypatch.setattr(sys, "argv", ["afclip_lightning"])
 
     monkeypatch.setattr(runner, "launch", launch_here)

@@ -48,7 +48,7 @@ def test_both_hold_the_runtime_whole_and_one_version(wheels: dict[str, Path]) ->
     sources = {path.relative_to(REPOSITORY).as_posix() for path in RUNTIME.rglob("*.py")}
     pages = {path.relative_to(REPOSITORY).as_posix() for path in (RUNTIME / "serving/web").iterdir()}
     assert pages
-    pages |= {"afclip_runtime/py.typed"}
+    sources |= {"afclip_runtime/py.typed"}
     for name, wheel in wheels.items():
         assert sources | pages <= names_in(wheel), name
         assert any(path.endswith("licenses/LICENSE") for path in names_in(wheel)), name

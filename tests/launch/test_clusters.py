@@ -14,7 +14,7 @@ import pytest
 
 from afclip_runtime.errors import UserError
 from afclip_runtime.launch import Where, launch
-from tests.support import REPOSITORY
+from tests.support import REPOSITORY, matrices
 from tests.support.slurm import finish, needs_nodes, slurm
 from tests.support.small_jobs import SmallJob
 
@@ -33,10 +33,7 @@ published: {REPOSITORY / "experiments/published"}
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
-    (tmp_path / "matrix.yaml").write_text(MATRIX)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("AFCLIP_DATA", raising=False)
+    matrices.enter(tmp_path, MATRIX, monkeypatch)
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # sums in another order have other last bits
     monkeypatch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
