@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import tempfile
+from collections.abc import Iterator
 
 os.environ.setdefault("WANDB_MODE", "disabled")  # the tests of tracking turn it on
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -24,6 +25,19 @@ from tests.support.recipe import write_clip
 pytest_plugins = ["tests.support.browser", "tests.support.commands", "tests.support.slurm", "tests.support.spread"]
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+
+
+@pytest.fixture(autouse=True)
+def own_environment() -> Iterator[None]:
+    """Undoes what a test, or a library that it calls, changes in the environment.
+
+    Processes that later tests start would have it: `ray.init` leaves `RAY_AUTH_MODE=token`.
+    """
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update({name: value for name, value in before.items() if os.environ.get(name) != value})
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """The command line: LightningCLI with an early check of the data, a run folder, and results at the end."""
 
 import logging
+import os
 import shutil
 import sys
 import warnings
@@ -34,7 +35,7 @@ from afclip_lightning.engine.parser import GROUPS, AnomalyArgumentParser, add_ru
 from afclip_lightning.engine.processes import limit_waiting, lost_process_told
 from afclip_lightning.engine.resume import check_resumable, find_checkpoint
 from afclip_lightning.engine.roots import fill_in_roots
-from afclip_lightning.engine.run_folder import RunRecord, choose_run_folder, is_first_process
+from afclip_lightning.engine.run_folder import RUN_FOLDER_VARIABLE, RunRecord, choose_run_folder, is_first_process
 from afclip_lightning.engine.run_parts import (
     as_list,
     check_few_shot,
@@ -125,6 +126,7 @@ class AnomalyCLI(LightningCLI):
         """Returns the run folder. The first process locks it until the command ends."""
         resumed = Path(config.ckpt_path) if self.subcommand == "fit" and config.ckpt_path else None
         folder = choose_run_folder(config, resumed)
+        self._running.callback(os.environ.pop, RUN_FOLDER_VARIABLE, None)  # the next command chooses its own
         if is_first_process():
             self._running.enter_context(only_writer(folder))
         return folder

@@ -107,7 +107,7 @@ def run(command: Sequence[str], look: float = 0.5, memory: bool = False) -> Run:
     begin, processor, peaks = time.perf_counter(), dict[int, float](), dict[str, int]()
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        while process.poll() is None:
+        while process.returncode is None:
             held = dict.fromkeys(("driver", "others"), 0)
             for pid in tree(process.pid):
                 with suppress(OSError):
@@ -116,10 +116,12 @@ def run(command: Sequence[str], look: float = 0.5, memory: bool = False) -> Run:
                         held["driver" if pid == process.pid else "others"] += _memory(pid)
             held["all"] = sum(held.values())
             peaks = {name: max(bytes_held, peaks.get(name, 0)) for name, bytes_held in held.items()}
-            time.sleep(look)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(look)  # and not a sleep, after which the command may have ended long before
+    clock = time.perf_counter() - begin
     if process.returncode:
         raise RuntimeError(f"{command} ended with {process.returncode}")
-    return Run(time.perf_counter() - begin, sum(processor.values()), peaks)
+    return Run(clock, sum(processor.values()), peaks)
 
 
 def tree(root: int) -> Iterator[int]:

@@ -4,7 +4,6 @@ The blocks of a page run in order in one folder, which holds what pages call `RU
 the demo see a few drawn images of two categories, for one epoch.
 """
 
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -15,7 +14,6 @@ import numpy as np
 import pytest
 
 from afclip_lightning.__main__ import main
-from afclip_lightning.engine.run_folder import RUN_FOLDER_VARIABLE
 from tests.support import REPOSITORY
 from tests.support.blocks import Block, blocks, commands, program_of
 
@@ -43,7 +41,6 @@ PAGES = {page: list(found) for page, found in groupby(RUNNABLE, key=lambda block
 
 def run(args: list[str]) -> int:
     """Runs a command in this process, a run of the demo on the small data, and returns its exit code."""
-    os.environ.pop(RUN_FOLDER_VARIABLE, None)
     if args[0] in RUNS and any(arg.endswith("_demo.yaml") for arg in args):
         args = [*args, "--config", "small.yaml", *(["--trainer.max_epochs", "1"] if args[0] == "fit" else [])]
     sys.argv = ["afclip", *args]

@@ -19,7 +19,6 @@ from afclip_lightning.backbones.store_layout import feature_files
 from afclip_lightning.cli import features
 from afclip_lightning.components.losses import patch_alignment_loss
 from afclip_lightning.engine.app import main
-from afclip_lightning.engine.run_folder import RUN_FOLDER_VARIABLE
 from afclip_lightning.methods.afclip import AFCLIP
 from tests.support import REPOSITORY, free_port
 from tests.support.cases import IN_RUNS, TRAINED
@@ -44,9 +43,7 @@ def run_all(rank: int, folder: Path, port: str) -> None:
         if not alone and method == "KAnoCLIP":  # two nodes of one process, from here on
             os.environ |= {"LOCAL_RANK": "0", "NODE_RANK": str(rank)}
             extra = {"strategy": "ddp", "devices": 1, "num_nodes": 2}
-        os.environ.pop(RUN_FOLDER_VARIABLE, None)
         assert main(["fit", *options(method, processes, **extra), f"--out={place}/{method}"]) == 0
-    os.environ.pop(RUN_FOLDER_VARIABLE, None)
     store = [f"--features.cache={place}/store", "--features.dtype=float32"]
     assert features.main(["build", *options("AFCLIP", processes, **extra), *store]) == 0
     if not alone:
@@ -152,7 +149,6 @@ def test_two_nodes_write_one_run_folder(folder: Path, monkeypatch: pytest.Monkey
     started = []
     for rank in ("0", "1"):
         environment = {**os.environ, **place, "RANK": rank, "GROUP_RANK": rank}
-        environment.pop(RUN_FOLDER_VARIABLE, None)
         pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         started.append(subprocess.Popen(command, cwd=folder, env=environment, **pipe))
     for process in started:

@@ -19,7 +19,6 @@ from afclip_lightning.engine import flows, processes
 from afclip_lightning.engine.app import main
 from afclip_lightning.engine.callbacks.preemption import Preemption
 from afclip_lightning.engine.feature_build import FeatureBuilder
-from afclip_lightning.engine.run_folder import RUN_FOLDER_VARIABLE
 from tests.support import free_port
 from tests.support.small_run import write_small_run
 from tests.support.stops import assert_same_end
@@ -59,7 +58,6 @@ def run_rank(rank: int, folder: Path, port: str, fault: str, faulty: int, patien
     torch.set_num_threads(1)
     sys.stdout = sys.stderr = (folder / f"rank{rank}.log").open("w", buffering=1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_RANK": "0", "NODE_RANK": str(rank)}
-    os.environ.pop(RUN_FOLDER_VARIABLE, None)
     sys.argv[1:] = []
     processes.PATIENCE = timedelta(seconds=patience)
     if fault.startswith("sees"):  # SLURM repeats the command: each process looks what there is to go on from

@@ -21,7 +21,6 @@ from PIL import Image
 from torch import distributed
 
 from afclip_lightning.engine.app import main
-from afclip_lightning.engine.run_folder import RUN_FOLDER_VARIABLE
 from tests.support import free_port
 from tests.support.clips import small_config
 
@@ -127,7 +126,6 @@ def run_all(rank: int, folder: Path, port: str) -> None:
         place, processes = "two", 2
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
     for method, resolution, data in CASES:
-        os.environ.pop(RUN_FOLDER_VARIABLE, None)
         given = options(method, resolution, data, processes)
         assert main(["test", *given, f"--out={place}/{method}-{resolution}-{data}"]) == 0
     if rank < 2:

@@ -25,7 +25,6 @@ from afclip_lightning.components.scoring import upsample
 from afclip_lightning.data.whole_test_set import WholeTestSet
 from afclip_lightning.datasets.mvtec_layout import MVTecLayout
 from afclip_lightning.engine.app import main
-from afclip_lightning.engine.run_folder import RUN_FOLDER_VARIABLE
 from afclip_lightning.methods.musc import MuSc, Scored, constrain
 from afclip_lightning.methods.musc2 import MuSc2
 from afclip_lightning.types import UNKNOWN, AnomalyPrediction, Batch, ClipFeatures, Sample
@@ -453,7 +452,6 @@ def test_two_processes_give_the_results_of_one(tmp_path: Path, monkeypatch: pyte
     assert main([*command, "--out=one"]) == 0
     two = ["--out=two", "--trainer.devices=2", "--trainer.strategy=ddp"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    environment.pop(RUN_FOLDER_VARIABLE)
     ended = subprocess.run(
         [sys.executable, "-m", "afclip_lightning", *command, *two], env=environment, capture_output=True, text=True
     )

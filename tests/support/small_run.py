@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from afclip_lightning.engine.app import main
-from afclip_lightning.engine.run_folder import RUN_FOLDER_VARIABLE
 from tests.support.clips import small_config
 from tests.support.layouts.mvtec import write_mvtec
 
@@ -35,9 +34,6 @@ def write_small_run(folder: Path) -> None:
 
 def run(command: str, *args: str, config: str = "base.yaml") -> int:
     """Runs a command in the working folder, as a process of its own would, and returns its exit code."""
-    import os
-
-    os.environ.pop(RUN_FOLDER_VARIABLE, None)
     try:
         return main([command, f"--config={config}", *args])
     except SystemExit as stop:
