@@ -25,11 +25,13 @@ class Run:
     Attributes:
         clock: Seconds.
         processor: Seconds of processor time, of all its processes.
+        others: Cores that other processes, or other guests of the host, have used meanwhile, on average.
         peaks: Most bytes of memory that were seen at once: of the `driver`, of the `others` together, of `all`.
     """
 
     clock: float
     processor: float
+    others: float
     peaks: dict[str, int]
 
 
@@ -104,7 +106,7 @@ def run(command: Sequence[str], look: float = 0.5, memory: bool = False) -> Run:
         look: Seconds between two looks.
         memory: Whether their memory is looked at too, which costs them some time.
     """
-    begin, processor, peaks = time.perf_counter(), dict[int, float](), dict[str, int]()
+    begin, busy, processor, peaks = time.perf_counter(), _busy_seconds(), dict[int, float](), dict[str, int]()
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while process.returncode is None:
@@ -118,10 +120,10 @@ def run(command: Sequence[str], look: float = 0.5, memory: bool = False) -> Run:
             peaks = {name: max(bytes_held, peaks.get(name, 0)) for name, bytes_held in held.items()}
             with suppress(subprocess.TimeoutExpired):
                 process.wait(look)  # and not a sleep, after which the command may have ended long before
-    clock = time.perf_counter() - begin
+    clock, used = time.perf_counter() - begin, sum(processor.values())
     if process.returncode:
         raise RuntimeError(f"{command} ended with {process.returncode}")
-    return Run(clock, sum(processor.values()), peaks)
+    return Run(clock, used, (_busy_seconds() - busy - used) / clock, peaks)
 
 
 def tree(root: int) -> Iterator[int]:
@@ -136,6 +138,12 @@ def tree(root: int) -> Iterator[int]:
         pid = waiting.pop()
         yield pid
         waiting += children.get(pid, [])
+
+
+def _busy_seconds() -> float:
+    """Returns the processor time that this machine has used, of all cores, with what its host took from it."""
+    user, nice, system, _idle, _waiting, *interrupts_and_stolen = map(int, Path("/proc/stat").read_text().split()[1:9])
+    return (user + nice + system + sum(interrupts_and_stolen)) / os.sysconf("SC_CLK_TCK")
 
 
 def _processor_seconds(pid: int) -> float:

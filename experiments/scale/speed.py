@@ -6,7 +6,8 @@
 Each way is run with few images and with many. The difference is what images cost; the rest is start-up. There are many
 shards, because the workers do not end at the same moment and the last one works alone for up to one shard. Each worker
 has one thread. Processor time is that of all processes: on a busy machine, elapsed time says little, and processor time
-shows whether a further worker costs more per image.
+shows whether a further worker costs more per image. `others_cores` tells how busy the machine was: how many cores other
+processes used, on average.
 """
 
 import argparse
@@ -49,6 +50,7 @@ def seconds(
         "images_per_processor_second": (count - few) / processor,
         "startup_seconds": runs[few].clock - few * clock / (count - few),
         "whole_seconds": runs[count].clock,
+        "others_cores": runs[count].others,
     }
 
 
