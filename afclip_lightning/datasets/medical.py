@@ -131,7 +131,7 @@ SUBSETS: dict[Subset, SubsetFacts] = {
         "CVC-ColonDB, in the polyp collection figshare 21221579.",
         "research, see there",
         380,
-        "tajbakhsh2015colondb",
+        "tajbakhsh2016colondb",
     ),
     "clinicdb": _polyps(
         "CVC-ClinicDB",

@@ -50,7 +50,7 @@ COST_NAMES = {
     "Dual-Image": "Dual-Image CLIP without adaptation",
     "PatchLogit": "Patch logit",
 }
-GROUPS = ("Zero-shot, each image by itself", "With few-shot images", "Zero-shot, all test images at once")
+GROUPS = ("Zero-shot, each image by itself", "With few-shot images", "Scores use other test images")
 FEW_SHOT = " few-shot"  # ends the name of a method that a matrix lists again, for the sets with few-shot images
 
 

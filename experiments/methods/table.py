@@ -19,7 +19,7 @@ COLUMNS = {
     "step_1": "step, batch 1",
     "test_8": "test, batch 8",
     "step_8": "step, batch 8",
-    "over_singles": "8 over singles",
+    "over_singles": "8 at once / one by one",
 }
 KEPT = ("method", *COLUMNS, "note")
 

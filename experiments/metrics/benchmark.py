@@ -277,7 +277,7 @@ def tables(results: dict[str, dict], scaling: dict[int, dict], count: int) -> st
     """Returns the tables in Markdown: times as multiples of ours, memory in MB, differences from the exact values."""
     exact = results.get("exact, one sort (NumPy)", {}).get("values", {})
     own, drawn = results["this project"]["seconds"], METHODS["scikit-learn, samples"]
-    lines = ["| method | computes | time | memory over the data | AUROC off by | AP | PRO |"]
+    lines = ["| method | computes | time | memory beyond the maps | error of AUROC | of AP | of PRO |"]
     lines.append("|---|---|---:|---:|---:|---:|---:|")
     for name, result in results.items():
         known = exact.keys() & result["values"] if METHODS[name] is not drawn else set()
@@ -287,7 +287,7 @@ def tables(results: dict[str, dict], scaling: dict[int, dict], count: int) -> st
         lines.append(f"| {' | '.join(cells)} |")
     if not scaling:
         return "\n".join(lines)
-    lines += ["", "| maps | time a pixel, this project | memory over the data |", "|---:|---:|---:|"]
+    lines += ["", "| maps | time per pixel of this project | memory beyond the maps |", "|---:|---:|---:|"]
     first = scaling[SCALES[0]]["seconds"] / SCALES[0]
     for scale, result in scaling.items():
         relative = result["seconds"] / scale / first
