@@ -79,7 +79,7 @@ class AACLIP(AnomalyMethod):
         text_stage: Loss of stage 1: that of the `paper` or of the `code`.
         disentangle_weight: Weight of the loss that keeps the states' texts orthogonal.
         map_fusion: Sum over the blocks: of `tokens` (the paper) or of `maps` (the code).
-        image_score: `mean`, the mean of the probability of the class token and the maximum of the map, in [0, 1];
+        image_score: `mean`, the mean of the image's own probability and the maximum of the map, in [0, 1];
             `scaled`, the same with both scaled over all test images of the category (the code, on industrial sets);
             `map`, the maximum of the map (the code, on medical sets).
         names: Name of a category in prompts: `description`, the code's words for MVTec AD's and VisA's, else the class

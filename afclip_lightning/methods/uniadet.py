@@ -33,10 +33,10 @@ class UniADet(AnomalyMethod):
     paper says). No text is used, so that any vision tower works. With `k_shot`, the distance to a memory of normal
     patches is added to the map, and its maximum to the image score.
 
-    The paper's code is not published. Where the paper is silent, these choices are ours: tokens and vectors are
-    compared by cosine over a temperature; probabilities are averaged over the blocks; losses are summed over the
-    blocks; maps are upsampled as logits; the filter of the final map; the weight of the memory. `image_score: patches`
-    is ours and not part of the paper. The class-aware augmentation of the paper is not built.
+    The paper's code is not published, and only its abstract and tables were at hand. These choices are ours: the tapped
+    blocks; the temperature; probabilities are averaged over the blocks; losses are summed over the blocks; maps are
+    upsampled as logits; the filter of the final map; the weight of the memory. `image_score: patches` is ours and not
+    part of the paper. The class-aware augmentation of the paper is not built.
 
     Args:
         backbone: The frozen tower.
