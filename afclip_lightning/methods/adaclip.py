@@ -110,7 +110,7 @@ class AdaCLIP(AnomalyMethod):
     title = "AdaCLIP"
     paper = "cao2024adaclip"
     official_code = "caoyunkang/AdaCLIP"
-    parity = "equal to the official code, but for the grouping of its fusion, which is random there"
+    parity = "equal to the official code, except for the clusters of its fusion, which start at random there"
     needs_class_name: ClassVar[bool] = True
     needs_pixels: ClassVar[bool] = True  # of the second pass
     changes_blocks: ClassVar[bool] = True

@@ -172,7 +172,7 @@ class AdaptCLIP(PromptMethod):
     title = "AdaptCLIP"
     paper = "gao2026adaptclip"
     official_code = "gaobb/AdaptCLIP"
-    parity = "equal to the official code, losses and running statistics too"
+    parity = "equal to the official code, including losses and running statistics"
     takes_few_shot: ClassVar[bool] = True
     trains_beside_normal: ClassVar[bool] = True
     memory: MemoryBank

@@ -80,7 +80,7 @@ class AnomalyDINO(AnomalyMethod):
     title = "AnomalyDINO"
     paper = "damm2025anomalydino"
     official_code = "dammsi/AnomalyDINO"
-    parity = "equal to the official code, its mask with `morphology: column`"
+    parity = "equal to the official code; its mask is `morphology: column`"
     takes_few_shot: ClassVar[bool] = True
     uses_test_set: ClassVar[UsesTestSet] = "without few-shot images"
     memory: MemoryBank

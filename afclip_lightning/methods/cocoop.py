@@ -52,7 +52,7 @@ class CoCoOp(AnomalyMethod):
     title = "CoCoOp"
     paper = "zhou2022cocoop"
     official_code = "KaiyangZhou/CoOp"
-    parity = "a baseline of the papers, whose code is not published; prompts and loss as their tables are read"
+    parity = "a baseline of other papers, whose code for it is not public; prompts and loss are our reading of them"
     needs_class_name: ClassVar[bool] = True
     fixed_by_training: ClassVar[tuple[str, ...]] = ("normal_word", "abnormal_word", "temperature")
 

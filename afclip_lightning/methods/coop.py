@@ -49,7 +49,7 @@ class CoOp(CategoryPromptMethod):
     title = "CoOp"
     paper = "zhou2022coop"
     official_code = "KaiyangZhou/CoOp"
-    parity = "a baseline of the papers, whose code is not published; prompts and loss as their tables are read"
+    parity = "a baseline of other papers, whose code for it is not public; prompts and loss are our reading of them"
     fixed_by_training: ClassVar[tuple[str, ...]] = ("normal_word", "abnormal_word", "temperature")
 
     def __init__(

@@ -83,7 +83,7 @@ class DualImageCLIP(AnomalyMethod):
 
     title = "Dual-Image Enhanced CLIP"
     paper = "zhang2024dualimage"
-    parity = "no public code to compare with; what the paper leaves open is an argument"
+    parity = "no public code to compare with; choices that the paper leaves open are arguments"
     needs_references: ClassVar[bool] = True
     needs_class_name: ClassVar[bool] = True
     needs_pixels: ClassVar[bool] = True  # anomalies are synthesised in the image

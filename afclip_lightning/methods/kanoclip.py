@@ -92,7 +92,7 @@ class KAnoCLIP(CategoryPromptMethod):
 
     title = "KAnoCLIP"
     paper = "li2025kanoclip"
-    parity = "no public code to compare with; what the paper leaves open is an argument"
+    parity = "no public code to compare with; choices that the paper leaves open are arguments"
     fixed_by_training = (
         "learnable_prompts",
         "normal_words",

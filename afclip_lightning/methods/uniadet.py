@@ -59,7 +59,7 @@ class UniADet(AnomalyMethod):
 
     title = "UniADet"
     paper = "gao2026uniadet"
-    parity = "no public code to compare with; what the paper leaves open is an argument"
+    parity = "no public code to compare with; choices that the paper leaves open are arguments"
     takes_few_shot: ClassVar[bool] = True
     memory: MemoryBank
     fixed_by_training = ("temperature", "image_score", "top_patches")
