@@ -37,7 +37,7 @@ Mask_images/0001_002_00_mask.png    their masks, …_mask1.png and …_mask2.png
 (or Defect_images/Defect_images/*, Mask_images/Mask_images/*)
 """
     source = "AITEX from aitex.es or Kaggle, unpacked into the folder `raw`; the tiles are cut from it."
-    licence = "research, as far as is known; see there"
+    licence = "research, as far as known; see its source"
 
     def find_tiles(self, raw: Path) -> list[Tile]:
         """Returns the squares of all strips, sorted by path, from left to right.

@@ -36,7 +36,7 @@ Class1/{Train,Test}/Label/0001_label.PNG   masks of the anomalous ones
 Class2/ … Class10/                         10 categories; fewer: name them in `categories`
 """
     source = "Kaggle, mhskjelvareid, or hci.iwr.uni-heidelberg.de; the folder that holds Class1 to Class10."
-    licence = "not clear; see there"
+    licence = "not clear; see its source"
 
     def find_categories(self) -> list[str]:
         """Returns the ten categories."""

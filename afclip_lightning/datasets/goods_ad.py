@@ -32,4 +32,4 @@ class GoodsAD(MVTecLayout):
     published = tuple(published_counts)
     required = ("test", "ground_truth")
     source = "GoodsAD from the links of github.com/jianzhang96/GoodsAD, an archive per category, into this folder."
-    licence = "not stated; see there"
+    licence = "not stated; see its source"

@@ -38,7 +38,7 @@ labels.csv         a heading, then one line per image: number, 1 for a haemorrha
 head_ct/000.png    (or head_ct/head_ct/000.png)
 """
     source = "Kaggle, felipekitamura, head CT hemorrhage."
-    licence = "see there"
+    licence = "see its source"
 
     def __init__(
         self,

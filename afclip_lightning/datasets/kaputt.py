@@ -78,7 +78,7 @@ query-crop/data/{train,test}/query-data/crop/*.jpg     images; those of `view: i
     source = (
         "huggingface.co/datasets/amazon/kaputt, gated; datasets.tar.gz and query-crop.tar.gz, each into its folder."
     )
-    licence = "CC BY-NC-ND 4.0, research only, see there"
+    licence = "CC BY-NC-ND 4.0, research only, see its source"
 
     def __init__(
         self,

@@ -87,7 +87,7 @@ SUBSETS: dict[Subset, SubsetFacts] = {
         "brain",
         "yes",
         "Kaggle, ahmedhamada0, Br35H; its folder `pred` is not used.",
-        "see there",
+        "see its source",
         (1500, 1500),
         normal="no",
     ),
@@ -111,7 +111,7 @@ SUBSETS: dict[Subset, SubsetFacts] = {
         "COVID-19",
         "Kaggle, tawsifurrahman, COVID-19 radiography, the early release whose folders have these names; later ones "
         "hold other images. The other folders are not used.",
-        "see there",
+        "see its source",
         (1341, 219),
         normal="NORMAL",
         class_name="chest X-ray",
@@ -121,7 +121,7 @@ SUBSETS: dict[Subset, SubsetFacts] = {
         "skin",
         "ISBI2016_ISIC_Part1_Test_Data",
         "ISIC archive, challenge of 2016, task 1, test data and ground truth.",
-        "CC-0 by what is known; see there",
+        "CC-0 as far as known; see its source",
         (0, 379),
         masks="ISBI2016_ISIC_Part1_Test_GroundTruth",
         mask_suffix="_Segmentation",
@@ -129,34 +129,34 @@ SUBSETS: dict[Subset, SubsetFacts] = {
     "colondb": _polyps(
         "CVC-ColonDB",
         "CVC-ColonDB, in the polyp collection figshare 21221579.",
-        "research, see there",
+        "research, see its source",
         380,
         "tajbakhsh2016colondb",
     ),
     "clinicdb": _polyps(
         "CVC-ClinicDB",
         "CVC-ClinicDB, in the polyp collection figshare 21221579.",
-        "research, see there",
+        "research, see its source",
         612,
         "bernal2015clinicdb",
     ),
     "kvasir": _polyps(
         "Kvasir",
         "Kvasir-SEG, from Simula or the polyp collection figshare 21221579.",
-        "research and education by what is known; see there",
+        "research and education as far as known; see its source",
         1000,
         "jha2020kvasir",
     ),
-    "cvc300": _polyps("CVC-300", "CVC-300, in the polyp collection figshare 21221579.", "research, see there", 60),
+    "cvc300": _polyps("CVC-300", "CVC-300, in the polyp collection figshare 21221579.", "research, see its source", 60),
     "endo": _polyps(
-        "Endo", "EndoTect 2020, test images of the segmentation task.", "see there", 200, "hicks2021endotect"
+        "Endo", "EndoTect 2020, test images of the segmentation task.", "see its source", 200, "hicks2021endotect"
     ),
     "tn3k": SubsetFacts(
         "TN3K",
         "thyroid",
         "test-image",
         "TN3K, from github.com/haifangong/TRFE-Net.",
-        "not clear for the images; see there",
+        "not clear for the images; see its source",
         (0, 614),
         masks="test-mask",
         mask_threshold=127,  # the masks are JPEG

@@ -120,7 +120,7 @@ realiad_1024/<category>/OK/S0001/*.jpg         images; realiad_256, realiad_512 
 realiad_1024/<category>/NG/<defect>/S0001/*.{jpg,png}   images and masks
 """
     source = "Real-IAD on request, from realiad4ad.github.io/Real-IAD, unpacked into this folder."
-    licence = "research, see there"
+    licence = "research, see its source"
 
     def __init__(
         self,

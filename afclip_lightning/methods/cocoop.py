@@ -46,7 +46,7 @@ class CoCoOp(AnomalyMethod):
     Raises:
         ValueError: An argument is out of its range.
 
-    Reference: CoCoOp (Zhou et al., 2022, arXiv 2203.05557), Eq. (2); the baseline of FAPrompt.
+    Reference: CoCoOp (Zhou et al., 2022, arXiv 2203.05557), Sec. 3.2; the baseline of FAPrompt.
     """
 
     title = "CoCoOp"
