@@ -3,6 +3,7 @@
 python -m experiments.docs_site.tables
 """
 
+import textwrap
 from collections.abc import Callable, Iterable
 
 from afclip_runtime.files import write_text
@@ -51,13 +52,18 @@ def datasets() -> str:
     return table("class | folder | dataset | categories | test images | labels | from | licence | paper", rows)
 
 
-def datasets_in_short() -> str:
-    """Returns one line per dataset: name, categories and images."""
-    rows = (
-        (data.title, str(len(data.find_categories())), facts.test_images(data), data.labels)
-        for data in facts.datasets()
+def datasets_in_short(page: str) -> str:
+    """Returns the names of all datasets, with a link to their table, as one paragraph.
+
+    Args:
+        page: Path to the page with the table of datasets.
+    """
+    titles = [data.title for data in facts.datasets()]
+    text = (
+        f"{len(titles)} datasets are supported: {' · '.join(titles)}. [Datasets]({page}) has the test images, "
+        "labels, source, licence and paper of each."
     )
-    return table("dataset | categories | normal / anomalous test images | labels", rows)
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False) + "\n"
 
 
 def papers() -> str:
@@ -72,7 +78,7 @@ def papers() -> str:
 
 PARTS: tuple[tuple[str, str, Callable[[], str]], ...] = (
     ("README.md", "methods", lambda: methods("docs/methods/")),
-    ("README.md", "datasets", datasets_in_short),
+    ("README.md", "datasets", lambda: datasets_in_short("data/README.md")),
     ("docs/methods/index.md", "methods", lambda: methods("")),
     ("data/README.md", "datasets", datasets),
     ("docs/references.md", "papers", papers),

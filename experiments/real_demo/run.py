@@ -19,7 +19,7 @@ def main() -> int:
     """Returns the exit code of `inspect`: 0 all images were judged, 1 some were left out, 2 a mistake."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/demo-real"), metavar="DIR")
-    parser.add_argument("--photos", nargs="*", default=[], metavar="DIR", help="your own, beside them")
+    parser.add_argument("--photos", nargs="*", default=[], metavar="DIR", help="folders of your own photos")
     parser.add_argument("--model", default="real", metavar="NAME")
     options = parser.parse_args()
     drawn = pictures.write(options.out / "photos")
@@ -49,7 +49,7 @@ def _summary(folder: Path, drawn: set[str]) -> str:
     lines += [
         f"The model has seen the photos {', '.join(TRAINED)} in its training, with other defects drawn onto them; the",
         "coins are new to it. Its threshold is its default, which knows nothing of a product: for yours, calibrate on",
-        "normal images of it (README, Your own images).",
+        "normal images of it (docs/own_images.md).",
         f"Look at: {folder / 'report.html'}, {folder / 'overlays'}, {folder / 'inspections.csv'}",
     ]
     return "\n".join(lines)

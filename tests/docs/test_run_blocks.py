@@ -72,8 +72,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def here(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Returns a copy of that folder, which is the working folder."""
+    """Returns a copy of that folder, which is the working folder. Its data are those that the demo draws."""
     shutil.copytree(world, tmp_path / "here", symlinks=True, ignore=shutil.ignore_patterns("data"))
+    drawn = tmp_path / "here/data/synthetic"
+    drawn.mkdir(parents=True)
+    (drawn / "metal").symlink_to(world / "data/tested/metal")
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setattr(sys, "argv", sys.argv)
     return tmp_path / "here"
