@@ -10,11 +10,12 @@ MB, GB = 1e6, 1e9
 
 def costs_table(results: dict[str, Any]) -> str:
     """Returns what each way to judge one image costs, as Markdown."""
-    lines = ["| one image | time | of before | processor time | memory | of before |", "|---|" + "---:|" * 5]
+    head = "| one image | time | share of `before` | processor time | memory | share of `before` |"
+    lines = [head, "|---|" + "---:|" * 5]
     for name, cost in results["one_image"].items():
         lines.append(
-            f"| {name} | {cost['seconds']:.1f} s | {cost['seconds_ratio']:.2f} | {cost['processor_seconds']:.1f} s "
-            f"| {cost['memory_bytes'] / MB:.0f} MB | {cost['memory_bytes_ratio']:.2f} |"
+            f"| {name} | {cost['seconds']:.1f} s | {100 * cost['seconds_ratio']:.0f} % | {cost['processor_seconds']:.1f} s "
+            f"| {cost['memory_bytes'] / MB:.0f} MB | {100 * cost['memory_bytes_ratio']:.0f} % |"
         )
     return "\n".join(lines)
 
@@ -22,15 +23,15 @@ def costs_table(results: dict[str, Any]) -> str:
 def sizes_table(results: dict[str, Any]) -> str:
     """Returns what each environment takes on disk, as Markdown."""
     sizes = results["installed_bytes"]
-    lines = ["| environment | installed | of training |", "|---|---:|---:|"]
-    lines += [f"| {name} | {size / GB:.2f} GB | {size / sizes['training']:.3f} |" for name, size in sizes.items()]
+    lines = ["| environment | installed | share of training |", "|---|---:|---:|"]
+    lines += [f"| {name} | {size / GB:.2f} GB | {100 * size / sizes['training']:.1f} % |" for name, size in sizes.items()]
     return "\n".join(lines)
 
 
 def speed_table(results: dict[str, Any]) -> str:
     """Returns the speed of each engine by the clock as a multiple of torch's, by batch, as Markdown."""
     batches = list(results["throughput"])
-    lines = [f"| × torch | {' | '.join(f'batch {batch}' for batch in batches)} |", "|---|" + "---:|" * len(batches)]
+    lines = [f"| times as fast as torch | {' | '.join(f'batch {batch}' for batch in batches)} |", "|---|" + "---:|" * len(batches)]
     for name in results["throughput"][batches[0]]:
         cells = [f"{results['throughput'][batch][name]['times_torch']:.2f}" for batch in batches]
         lines.append(f"| {name} | {' | '.join(cells)} |")
