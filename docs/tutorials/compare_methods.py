@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Compare two methods, with intervals
 #
-# Twelve normal and twelve anomalous images say little. An interval says how little. DeLong's test takes into
-# account that both methods scored the same images. The command `afclip compare` does the same for whole runs,
-# pixel metrics and many datasets ([comparing runs](../compare.md)).
+# A test on twelve normal and twelve anomalous images is uncertain, and an interval shows how much. DeLong's test
+# takes into account that both methods scored the same images. The command `afclip compare` does the same for
+# whole runs, pixel metrics and many datasets ([comparing runs](../compare.md)).
 
 # %%
 from pathlib import Path

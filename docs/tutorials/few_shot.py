@@ -1,8 +1,9 @@
 # %% [markdown]
 # # Few-shot on your own product
 #
-# Eight normal images of a product are enough to compare each new image with them. Replace the folders with
-# yours, and the tiny CLIP with `load("real")` or with DINOv2.
+# Eight normal images of a product are enough to compare each new image with them. For photos, replace the
+# folders with yours, and the tiny CLIP with a DINOv2 ([backbones](../backbones.md)). The command `afclip adapt`
+# does this for the ready model.
 
 # %%
 from pathlib import Path
@@ -25,8 +26,8 @@ LAYERS = {"layers": [2, 4, 6, 8]}
 
 # %% [markdown]
 # `PatchRarity` sees each image by itself. `NearestNeighbours` compares its patches with those of the normal
-# images. A circuit board has many parts that are there once, and alone they look rare. The gain depends on the
-# product: on the drawn toothbrush there is none.
+# images. A circuit board has many parts that occur once, and `PatchRarity` takes them for anomalies. The gain
+# depends on the product: on the drawn toothbrush there is none.
 
 
 # %%
@@ -42,7 +43,7 @@ for name, scores in (("zero-shot, PatchRarity", alone), ("8-shot, NearestNeighbo
     print(f"{name}: {order.mean():.0%} of the pairs of a defect and a normal image are in the right order")
 
 # %% [markdown]
-# That share of pairs is the AUROC of the images. With masks, the same class also measures the maps:
+# That share of pairs is the image AUROC. With masks, `AnomalyMetrics` also measures the maps:
 
 # %%
 masks = [Path(str(path).replace("/test/", "/ground_truth/").replace(".png", "_mask.png")) for path in tested]
@@ -56,6 +57,9 @@ metrics.update(
 )
 for name, value in metrics.compute().items():
     print(f"{name}: {float(value):.3f}")
+
+# %% [markdown]
+# The overlays of the three images with the highest scores:
 
 # %%
 worst = [results[i] for i in np.argsort(compared)[-3:]]

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # First image to verdict
 #
-# A model gives an image a score and a map. A threshold makes a verdict of the score. This page uses
-# `PatchRarity`, a method that trains nothing, on the tiny CLIP that comes with the package. That model knows
-# drawn pictures only: for photos, write `load("real")`.
+# A model gives an image a score and an anomaly map. A threshold turns the score into a verdict. This page uses
+# `PatchRarity`, a method that trains nothing, on the tiny CLIP that comes with the package. This CLIP knows
+# drawn pictures only. For photos, use `load("real")`.
 
 # %%
 from pathlib import Path
@@ -16,7 +16,8 @@ from afclip_lightning.datasets.synthetic import Synthetic
 
 Synthetic("drawn", ["metal"], train_normal=8, test_normal=4, test_anomalous=4).prepare_data()  # sheets of brushed metal
 normal = sorted(Path("drawn/metal/train/good").glob("*.png"))
-anomalous = sorted(path for path in Path("drawn/metal/test").rglob("*.png") if path.parent.name != "good")
+tested = sorted(Path("drawn/metal/test").rglob("*.png"))
+anomalous = [path for path in tested if path.parent.name != "good"]
 
 BACKBONE = {"backbone.model": "tiny-8-112", "backbone.weights": "embedded", "backbone.image_size": 112}
 model = load("PatchRarity", arguments={**BACKBONE, "layers": [2, 4, 6, 8]})
@@ -24,9 +25,9 @@ result = model.predict(anomalous[0])
 print(f"score {result.score:.3f}, verdict {result.anomalous}, map {result.anomaly_map.shape}")
 
 # %% [markdown]
-# The verdict is `None`: there is no threshold yet. The highest score of eight normal images is a simple one.
-# The command `afclip calibrate` does better: it has a rate of false alarms, an interval and checks of the
-# images.
+# The verdict is `None`, because there is no threshold yet. A simple threshold is the highest score of eight
+# normal images. For the map, 99.9 % of the pixels of these images lie below the pixel threshold. The command
+# `afclip calibrate` does better: it takes a false-positive rate, prints an interval and checks the images.
 
 # %%
 scores = [model.predict(path).score for path in normal]
@@ -36,15 +37,19 @@ model.pixel_threshold = float(
 )
 print(f"normal images score {min(scores):.3f} to {max(scores):.3f}")
 
+# %% [markdown]
+# Images that the threshold has not seen: `good` ones are normal, the others are named after their defect.
+
 # %%
-for path in anomalous:
+for path in tested:
     result = model.predict(path)
     print(
         f"{path.parent.name:<12} score {result.score:.3f} anomalous {result.anomalous}, {len(result.regions)} regions"
     )
 
 # %% [markdown]
-# The overlay has the map in colours, and the contours of the regions above the pixel threshold.
+# An overlay shows the map in colours, and the contours of the regions above the pixel threshold. These are the
+# anomalous images:
 
 # %%
 shown = [model.predict(path) for path in anomalous]

@@ -26,8 +26,8 @@ nibabel.save(
 )
 
 # %% [markdown]
-# The command is the one of the command line, `afclip inspect scans --methods PatchRarity …`. Only a reader that
-# has no shell runs it like this.
+# In a shell, this is `afclip inspect scans --methods PatchRarity …`. Here Python runs the same command. The
+# threshold is set by hand.
 
 # %%
 command = "inspect scans --methods PatchRarity --axis axial --save nifti --out judged --threshold 0.12"
@@ -42,8 +42,8 @@ with open("judged/inspections.csv") as file:
         print(Path(row["path"]).name, row["score"], row["verdict"])
 
 # %% [markdown]
-# The map has the size and the affine of the scan, so that a viewer lays one over the other. A slice through the
-# ball and its map:
+# The map has the size and the affine of the scan, so a viewer can overlay them. A slice through the ball and its
+# map:
 
 # %%
 (written,) = Path("judged").rglob("*.nii.gz")

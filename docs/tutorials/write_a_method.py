@@ -21,7 +21,7 @@ from afclip_lightning.types import AnomalyPrediction
 
 
 class OffCentre(AnomalyMethod):
-    """Half the cosine distance of each patch to the mean of its image's. Nothing is trained."""
+    """Half the cosine distance of each patch to the mean patch of its image. Nothing is trained."""
 
     def __init__(self, backbone, layer=8):
         super().__init__(backbone, backbone.spec([layer]), optimizer=None)
@@ -35,8 +35,8 @@ class OffCentre(AnomalyMethod):
 
 
 # %% [markdown]
-# The backbone is the tiny CLIP of the package. A dataset gives loaders once it knows how the backbone wants its
-# images.
+# The backbone is the tiny CLIP of the package. A dataset has loaders once `connect` gives it the preprocessing of
+# the backbone.
 
 # %%
 method = OffCentre(ClipBackbone(model="tiny-8-112", weights="embedded", image_size=112))
