@@ -14,8 +14,8 @@ def costs_table(results: dict[str, Any]) -> str:
     lines = [head, "|---|" + "---:|" * 5]
     for name, cost in results["one_image"].items():
         lines.append(
-            f"| {name} | {cost['seconds']:.1f} s | {100 * cost['seconds_ratio']:.0f} % | {cost['processor_seconds']:.1f} s "
-            f"| {cost['memory_bytes'] / MB:.0f} MB | {100 * cost['memory_bytes_ratio']:.0f} % |"
+            f"| {name} | {cost['seconds']:.1f} s | {100 * cost['seconds_ratio']:.0f} % "
+            f"| {cost['processor_seconds']:.1f} s | {cost['memory_bytes'] / MB:.0f} MB | {100 * cost['memory_bytes_ratio']:.0f} % |"
         )
     return "\n".join(lines)
 
@@ -24,14 +24,16 @@ def sizes_table(results: dict[str, Any]) -> str:
     """Returns what each environment takes on disk, as Markdown."""
     sizes = results["installed_bytes"]
     lines = ["| environment | installed | share of training |", "|---|---:|---:|"]
-    lines += [f"| {name} | {size / GB:.2f} GB | {100 * size / sizes['training']:.1f} % |" for name, size in sizes.items()]
+    for name, size in sizes.items():
+        lines.append(f"| {name} | {size / GB:.2f} GB | {100 * size / sizes['training']:.1f} % |")
     return "\n".join(lines)
 
 
 def speed_table(results: dict[str, Any]) -> str:
     """Returns the speed of each engine by the clock as a multiple of torch's, by batch, as Markdown."""
     batches = list(results["throughput"])
-    lines = [f"| times as fast as torch | {' | '.join(f'batch {batch}' for batch in batches)} |", "|---|" + "---:|" * len(batches)]
+    heads = " | ".join(f"batch {batch}" for batch in batches)
+    lines = [f"| times as fast as torch | {heads} |", "|---|" + "---:|" * len(batches)]
     for name in results["throughput"][batches[0]]:
         cells = [f"{results['throughput'][batch][name]['times_torch']:.2f}" for batch in batches]
         lines.append(f"| {name} | {' | '.join(cells)} |")
