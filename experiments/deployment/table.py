@@ -15,7 +15,8 @@ def costs_table(results: dict[str, Any]) -> str:
     for name, cost in results["one_image"].items():
         lines.append(
             f"| {name} | {cost['seconds']:.1f} s | {100 * cost['seconds_ratio']:.0f} % "
-            f"| {cost['processor_seconds']:.1f} s | {cost['memory_bytes'] / MB:.0f} MB | {100 * cost['memory_bytes_ratio']:.0f} % |"
+            f"| {cost['processor_seconds']:.1f} s | {cost['memory_bytes'] / MB:.0f} MB "
+            f"| {100 * cost['memory_bytes_ratio']:.0f} % |"
         )
     return "\n".join(lines)
 
