@@ -4,6 +4,10 @@ import numpy as np
 
 from afclip_runtime.engines.graph import IMAGE, MAP, SCORE, GraphEngine, Port
 
+ONE_THREAD_VIEWS = 2
+"""Views per call of a session with one thread. The activations of more views do not fit in the core's own cache: with 8
+views, an image took 9 % more processor time (embedded backbone; 12 % with ViT-B/16), and two processes slowed each
+other."""
 TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
 
 
@@ -28,5 +32,9 @@ class OnnxEngine(GraphEngine):
         }
 
     def _run(self, views: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        scores, maps = self.session.run([SCORE, MAP], {IMAGE: views})
+        step = ONE_THREAD_VIEWS if self.threads == 1 else len(views)
+        parts = [
+            self.session.run([SCORE, MAP], {IMAGE: views[start : start + step]}) for start in range(0, len(views), step)
+        ]
+        scores, maps = (np.concatenate(outputs) for outputs in zip(*parts, strict=True))
         return scores, maps
