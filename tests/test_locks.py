@@ -5,6 +5,8 @@ import fcntl
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,26 @@ def test_a_lock_ends_with_its_process_and_names_it(tmp_path: Path, monkeypatch: 
         assert holder_of(path).startswith(f"process {os.getpid()} on ")
     with wait_for_lock(path):
         assert take_lock(path) is None
+
+
+def test_a_lock_that_others_have_in_turn_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "PATIENCE", 0.4)
+    path = tmp_path / "lock"
+    begun = threading.Event()
+
+    def hold() -> None:
+        for _ in range(8):
+            with take_lock(path, 10) or pytest.fail("it was taken"):
+                begun.set()
+                time.sleep(0.2)
+
+    holders = threading.Thread(target=hold)
+    holders.start()
+    begun.wait()
+    start = time.monotonic()
+    with wait_for_lock(path):
+        assert time.monotonic() - start < 10
+    holders.join()
 
 
 def test_attempts_are_kept_for_the_next_holder(tmp_path: Path) -> None:

@@ -272,6 +272,12 @@ UNDOCUMENTED = [  # without an underscore, but in no reference manual either
         "how long a sentence is in tokens",
     ),
     Private(
+        lambda: optuna.storages.RDBStorage("sqlite://"),
+        "engine",
+        "sweep/study.py",
+        "each transaction checks that the SQLite file is still the same",
+    ),
+    Private(
         lambda: importlib.import_module("lightning.pytorch.overrides.distributed"),
         "UnrepeatedDistributedSampler",
         "data/sampling.py",

@@ -56,10 +56,14 @@ def _search(options: argparse.Namespace, where: Where, extra: list[str]) -> int:
     job = Trials(plan, options.time_limit)
 
     def report(name: str, outcome: Outcome) -> None:
-        print(told(plan, job.study, int(name), outcome), flush=True)
+        with plan.reading():
+            text = told(plan, job.study, int(name), outcome)
+        print(text, flush=True)
 
     ended = launch(job, where, folder, report)
-    print(write_table(plan, job.study))
+    with plan.reading():
+        table = write_table(plan, job.study)
+    print(table)
     left = job.left()
     if ended.signal is not None:
         return STOPPED

@@ -3,11 +3,13 @@
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
+from afclip_lightning.sweep.study_file import StudyFile
 from afclip_runtime.errors import UserError
 from afclip_runtime.files import open_regular
 
@@ -16,13 +18,14 @@ class Journal(JournalFileBackend):
     """A journal that raises an error if its file is removed or replaced while processes use it.
 
     Args:
-        path: Path of the file.
+        path: Absolute path of the file.
+        file: Watches the file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, file: StudyFile) -> None:
         super().__init__(str(path))
         self.path = path
-        self.seen: tuple[int, int] | None = None  # inode of the file, and its size after a whole line
+        self.file = file
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
         """Yields the changes from a number on.
@@ -30,32 +33,37 @@ class Journal(JournalFileBackend):
         Raises:
             UserError: The file was replaced, or has become shorter.
         """
-        try:
-            with self.path.open("rb") as file:
-                now = os.fstat(file.fileno())
-                file.seek(max(0, now.st_size - 1))
-                whole = file.read(1) in (b"\n", b"")
-            if self.seen is not None and (now.st_ino != self.seen[0] or now.st_size < self.seen[1]):
-                raise FileNotFoundError
-        except FileNotFoundError as error:
-            raise UserError(
-                f"{self.path}: was removed or exchanged while the sweep ran. Restore it, or start again with another "
-                "--out."
-            ) from error
-        if whole:
-            self.seen = now.st_ino, now.st_size
+        now: os.stat_result | None = None
+        whole = False
+        with suppress(FileNotFoundError), self.path.open("rb") as file:
+            now = os.fstat(file.fileno())
+            file.seek(max(0, now.st_size - 1))
+            whole = file.read(1) in (b"\n", b"")
+        self.file.compare(now, whole)
         yield from super().read_logs(log_number_from)
 
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Appends changes.
 
-def open_journal(path: Path) -> Journal:
+        Raises:
+            UserError: The file was replaced, or has become shorter. Optuna would begin a new one.
+        """
+        self.file.check(whole=False)
+        super().append_logs(logs)
+
+
+def open_journal(path: Path, file: StudyFile) -> Journal:
     """Returns a journal, a new one if there is none. A last line that a kill has cut off is removed.
 
     Optuna would append to such a line, and could then read neither.
 
+    Args:
+        path: Absolute path: Optuna's lock is a link to it, so a relative path would be wrong.
+        file: Watches the file.
+
     Raises:
         UserError: A line is not a change of a study.
     """
-    path = path.absolute()  # Optuna's lock is a link to this path, so a relative path would be wrong
     if path.exists():
         lock = JournalFileSymlinkLock(str(path))
         lock.acquire()
@@ -63,7 +71,7 @@ def open_journal(path: Path) -> Journal:
             _mend(path)
         finally:
             lock.release()
-    return Journal(path)
+    return Journal(path, file)
 
 
 def _mend(path: Path) -> None:

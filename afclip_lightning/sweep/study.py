@@ -21,16 +21,19 @@ import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import event
 
 from afclip_lightning.sweep.journal import open_journal
 from afclip_lightning.sweep.space import Sweep
+from afclip_lightning.sweep.study_file import StudyFile
 from afclip_runtime.errors import UserError, shown
-from afclip_runtime.files import Lock, csv_text, take_lock, write_text
+from afclip_runtime.files import Lock, csv_text, take_lock, wait_for_lock, write_text
 from afclip_runtime.launch import Outcome
 from afclip_runtime.launch.output import check_exit_code
 from afclip_runtime.launch.signals import StoppedError
 
 LOG = "output.log"
+SQLITE_WAIT = 60.0  # seconds to wait while another process writes
 ATTEMPTS = 3  # a trial whose process has died this often has failed: it could kill every worker
 
 
@@ -56,8 +59,11 @@ class Plan:
     seed: int
     extra: list[str]
 
-    def study(self) -> optuna.Study:
+    def study(self, file: StudyFile | None = None) -> optuna.Study:
         """Returns the study, a new one if there is none.
+
+        Args:
+            file: Watches the file of the study. In a worker it knows the file that the launcher has opened.
 
         Raises:
             UserError: The storage holds another sweep or is not a readable study, or the folder has trials of a lost
@@ -67,7 +73,7 @@ class Plan:
         with self.reading():
             self.folder.mkdir(parents=True, exist_ok=True)
             with self.lock():
-                return self._study()
+                return self._study(file or StudyFile(self.storage))
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -92,15 +98,17 @@ class Plan:
             ) from error
 
     def lock(self) -> Lock:
-        """Waits for the lock under which the study is opened and trials are claimed, and returns it."""
-        lock = take_lock(self.folder / "study.lock", patience=None)
-        assert lock is not None
-        return lock
+        """Waits for the lock under which the study is opened and trials are claimed, and returns it.
 
-    def _study(self) -> optuna.Study:
+        Raises:
+            UserError: Another process holds it for minutes. The message names the process.
+        """
+        return wait_for_lock(self.folder / "study.lock")
+
+    def _study(self, file: StudyFile) -> optuna.Study:
         sweep = self.sweep
         study = optuna.create_study(
-            storage=_storage(self.storage),
+            storage=_storage(file),
             study_name=sweep.name,
             direction=sweep.direction,  # type: ignore[arg-type]  # checked when it was read
             pruner=sweep.pruner(),
@@ -115,8 +123,8 @@ class Plan:
                     "that they belong to, or choose another --out."
                 )
             if sweep.method == "grid":
-                for parameters in sweep.grid():
-                    study.enqueue_trial(parameters, skip_if_exists=True)
+                for parameters in sweep.grid()[len(study.get_trials(deepcopy=False)) :]:
+                    study.enqueue_trial(parameters)
             study.set_user_attr("identity", identity)  # last: after a kill, the next process completes it
         elif study.user_attrs["identity"] != identity:
             raise UserError(
@@ -135,12 +143,17 @@ class Plan:
         return [*self.sweep.arguments, *(f"--{name}={value}" for name, value in options.items()), *self.extra]
 
 
-def _storage(place: str) -> BaseStorage:
-    if "://" in place:
-        return RDBStorage(place)
-    if Path(place).suffix in (".db", ".sqlite", ".sqlite3"):
-        return RDBStorage(f"sqlite:///{place}", engine_kwargs={"connect_args": {"timeout": 60}})
-    return JournalStorage(open_journal(Path(place)))
+def _storage(file: StudyFile) -> BaseStorage:
+    file.check(whole=False)
+    if file.url is None:
+        assert file.path is not None
+        return JournalStorage(open_journal(file.path, file))
+    waits = {"connect_args": {"timeout": SQLITE_WAIT}} if file.is_sqlite else {}
+    storage = RDBStorage(file.url, engine_kwargs=waits)
+    for name in ("do_connect", "begin"):  # SQLite itself would make a new file, or keep using a removed one
+        event.listen(storage.engine, name, lambda *_: file.check())
+    file.check()
+    return storage
 
 
 def trial_of(study: optuna.Study, number: int) -> optuna.Trial:

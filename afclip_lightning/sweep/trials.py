@@ -11,6 +11,7 @@ import optuna
 from optuna.trial import TrialState
 
 from afclip_lightning.sweep.study import ATTEMPTS, LOG, Plan, claim, run_trial, trial_of
+from afclip_lightning.sweep.study_file import StudyFile
 from afclip_runtime.errors import UserError
 from afclip_runtime.launch import Job, Outcome, Unit
 
@@ -28,14 +29,15 @@ class Trials(Job):
     def __init__(self, plan: Plan, time_limit: float | None = None) -> None:
         self.plan = plan
         self.time_limit = time_limit
+        self.file = StudyFile(plan.storage)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"plan": self.plan, "time_limit": self.time_limit}
+        return {name: value for name, value in self.__dict__.items() if name != "study"}
 
     @cached_property
     def study(self) -> optuna.Study:
         """The study, opened by this process."""
-        return self.plan.study()
+        return self.plan.study(self.file)
 
     def left(self) -> int:
         """Returns the number of unfinished trials, including those that have not begun."""
@@ -49,9 +51,12 @@ class Trials(Job):
         Raises:
             UserError: `fit` does not accept an option.
         """
-        if not self.study.user_attrs.get("checked"):
+        with self.plan.reading():
+            checked = self.study.user_attrs.get("checked")
+        if not checked:
             check_arguments(self.plan)
-            self.study.set_user_attr("checked", True)
+            with self.plan.reading():
+                self.study.set_user_attr("checked", True)
 
     def claim(self, skip: Collection[str]) -> Unit | None:
         """Returns an abandoned trial, or a new one; see `claim`."""

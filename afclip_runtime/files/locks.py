@@ -76,14 +76,14 @@ class Lock:
         self.release()
 
 
-def take_lock(path: Path, patience: float | None = 0) -> Lock | None:
+def take_lock(path: Path, patience: float = 0) -> Lock | None:
     """Returns the lock of a file, or `None` while another process holds it. The file and its folder are created.
 
     The file names the process that holds the lock, see `holder_of`.
 
     Args:
         path: The lock file. It has no other content.
-        patience: Seconds to wait for the lock; `None` waits until it is free.
+        patience: Seconds to wait for the lock.
 
     Raises:
         WriteError: The file cannot be written.
@@ -92,7 +92,7 @@ def take_lock(path: Path, patience: float | None = 0) -> Lock | None:
     from filelock import FileLock, Timeout
 
     # the fallback on a file system without locks is a file that remains for ever after a killed process
-    held = FileLock(path, timeout=-1 if patience is None else patience, thread_local=False, fallback_to_soft=False)
+    held = FileLock(path, timeout=patience, thread_local=False, fallback_to_soft=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         held.acquire()
@@ -120,15 +120,29 @@ def _unusable(path: Path, error: OSError) -> UserError:
 def wait_for_lock(path: Path) -> Lock:
     """Waits for the lock of a file that processes hold only briefly, and returns it.
 
+    Many processes may wait. So the wait ends only when one of them has kept the lock for too long.
+
     Raises:
         UserError: See `take_lock`; or another process holds the lock for longer than `PATIENCE`.
     """
-    if (lock := take_lock(path, PATIENCE)) is None:
-        raise UserError(
-            f"{shown(path)}: {holder_of(path)} has this lock for more than {PATIENCE:g} s. Start again when it has "
-            "ended; if its machine is gone, when the file server has given up its locks. Or choose another folder."
-        )
-    return lock
+    while True:
+        taken = _written(path)
+        if (lock := take_lock(path, PATIENCE)) is not None:
+            return lock
+        if _written(path) == taken:
+            raise UserError(
+                f"{shown(path)}: {holder_of(path)} has this lock for more than {PATIENCE:g} s. Start again when it has "
+                "ended; if its machine is gone, when the file server has given up its locks. Or choose another folder."
+            )
+
+
+def _written(path: Path) -> tuple[int, int] | None:
+    """Returns a state of a lock file that each holder changes, as it writes its name."""
+    try:
+        facts = path.stat()
+    except OSError:
+        return None
+    return facts.st_ino, facts.st_mtime_ns
 
 
 def holder_of(path: Path) -> str:

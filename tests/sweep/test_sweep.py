@@ -2,10 +2,12 @@
 
 import csv
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import hypothesis
@@ -357,6 +359,26 @@ def test_a_journal_that_a_kill_has_cut_is_gone_on_with(tmp_path: Path, capsys: p
     assert "the last line was cut off" in capsys.readouterr().out
 
 
+def test_a_grid_whose_queueing_was_killed_is_completed(tmp_path: Path) -> None:
+    parameters = {"a": {"values": [1, 2, 3]}, "b": {"min": 1, "max": 4}}
+    path = write_sweep(tmp_path / "sweep.yaml", method="grid", parameters=parameters)
+    plan = plan_of(path, str(tmp_path / "s"), trials=12)
+    queue = optuna.Study.enqueue_trial
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(optuna.Study, "enqueue_trial", lambda *args: interrupt_at(5, queue, *args))
+        with pytest.raises(KeyboardInterrupt):
+            plan.study()
+    study = plan.study()
+    assert [trial.system_attrs["fixed_params"] for trial in study.trials] == read_sweep(path).grid()
+    assert len(plan.study().trials) == 12
+
+
+def interrupt_at(count: int, queue: Callable[..., None], study: optuna.Study, parameters: dict[str, object]) -> None:
+    if len(study.trials) == count:
+        raise KeyboardInterrupt
+    queue(study, parameters)
+
+
 def test_a_trial_that_died_while_its_parameters_were_drawn_gets_the_rest(tmp_path: Path) -> None:
     plan = plan_of(write_sweep(tmp_path / "sweep.yaml"), str(tmp_path / "s"))
     study = plan.study()
@@ -392,26 +414,40 @@ def test_a_damaged_journal_is_named(tmp_path: Path, content: bytes, message: str
     assert journal.read_bytes() == content
 
 
+@pytest.mark.parametrize("name", ["study.journal", "study.db", "sqlite:///study.db"])
 @pytest.mark.parametrize("taken", ["removed", "emptied", "exchanged"])
-def test_a_study_that_is_taken_away_while_the_sweep_runs_is_one_error(tmp_path: Path, taken: str) -> None:
-    job = Trials(plan_of(write_sweep(tmp_path / "sweep.yaml"), str(tmp_path / "s")))
+def test_a_study_that_is_taken_away_while_the_sweep_runs_is_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: str, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = Trials(plan_of(write_sweep(tmp_path / "sweep.yaml"), str(tmp_path / "s"), storage=name))
     unit = job.claim(())
     assert unit is not None
     assert job.begin(unit) == 1
-    journal = tmp_path / "s/study.journal"
-    content = journal.read_bytes()
+    study = Path(name.removeprefix("sqlite:///"))
+    content = study.read_bytes()
     if taken == "emptied":
-        journal.write_bytes(b"")
+        study.write_bytes(b"")
     elif taken == "removed":
-        journal.unlink()
+        study.unlink()
     else:
         (tmp_path / "other").write_bytes(content)
-        (tmp_path / "other").rename(journal)
-    for use in (job.left, lambda: job.claim(()), lambda: job.fail("0", "x"), lambda: job.end(unit, stopped=True)):
+        (tmp_path / "other").rename(study)
+    after = study.read_bytes() if study.exists() else None
+    for use in (
+        job.left,
+        lambda: job.claim(()),
+        lambda: job.fail("0", "x"),
+        lambda: job.end(unit, stopped=True),
+        lambda: unit.content.report(0.5, 1),
+        lambda: unit.content.set_user_attr("seconds", 1),
+        pickle.loads(pickle.dumps(job)).left,  # in a worker that starts now
+    ):
         with pytest.raises(
-            UserError, match=r"study\.journal: was removed or exchanged while the sweep ran\. Restore it"
+            UserError, match=r"study\.(journal|db): was removed or exchanged while the sweep ran\. Restore it"
         ):
             use()
+    assert (study.read_bytes() if study.exists() else None) == after  # no new study
 
 
 def test_what_is_known_of_a_trial_is_read_from_the_study(tmp_path: Path) -> None:
