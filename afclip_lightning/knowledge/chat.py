@@ -7,9 +7,10 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from email.message import Message
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException, HTTPResponse
-from time import monotonic, time
+from time import monotonic
 from typing import Any, NoReturn
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
@@ -152,7 +153,7 @@ class ChatServer:
     def _refuse(self, error: HTTPError) -> NoReturn:
         status = error.code
         if status in (408, 429) or status >= 500:
-            raise TransientError(f"status {status}", _retry_after(error.headers.get("Retry-After")))
+            raise TransientError(f"status {status}", _retry_after(error.headers))
         if status in (401, 403):
             key = "the key was not accepted" if self._key else "it wants a key, and none is set"
             raise UserError(f"{self.endpoint} refuses (status {status}): {key}.")
@@ -169,12 +170,16 @@ class ChatServer:
         return text.replace(self._key, "[key]") if len(self._key) >= SHORTEST_SECRET else text
 
 
-def _retry_after(value: str | None) -> float | None:
-    """Returns the seconds of a `Retry-After` header, a number or a date; `None` if it is neither."""
-    if value is None:
-        return None
+def _retry_after(headers: Message) -> float | None:
+    """Returns the seconds of the header `Retry-After`, a number or a date; `None` if it is neither.
+
+    A date is that of the server's clock, and is compared with the header `Date`.
+    """
+    value = headers.get("Retry-After", "")
+    if value.strip().isdigit():
+        return float(value)
     try:
-        wait = float(value) if value.strip().isdigit() else parsedate_to_datetime(value).timestamp() - time()
+        wait = parsedate_to_datetime(value) - parsedate_to_datetime(headers.get("Date", ""))
     except (ValueError, TypeError):
         return None
-    return max(wait, 0.0)
+    return max(wait.total_seconds(), 0.0)

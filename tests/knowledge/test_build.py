@@ -50,6 +50,16 @@ def sends(body: str, status: int = 200, **headers: str) -> Reply:
     return reply
 
 
+def is_a_month_behind(handler: BaseHTTPRequestHandler) -> None:
+    """A reply whose dates are those of a wrong clock; it asks to wait 9 s."""
+    now = time() - 30 * 86400
+    handler.send_response_only(429)
+    for name, value in {"Date": formatdate(now, usegmt=True), "Retry-After": formatdate(now + 9, usegmt=True)}.items():
+        handler.send_header(name, value)
+    handler.send_header("Content-Length", "0")
+    handler.end_headers()
+
+
 def hangs_up(handler: BaseHTTPRequestHandler) -> None:
     handler.close_connection = True
 
@@ -291,6 +301,7 @@ def test_another_model_is_asked_anew(stand_in: StandIn, out: Path) -> None:
         (sends("", 429, Retry_After="30"), 30),
         (sends("", 429, Retry_After="soon"), 1),
         (sends("", 429, Retry_After=formatdate(time() - 60, usegmt=True)), 0),
+        (is_a_month_behind, 9),
         (hangs_up, 1),
     ],
 )
