@@ -35,7 +35,13 @@ from afclip_lightning.engine.parser import GROUPS, AnomalyArgumentParser, add_ru
 from afclip_lightning.engine.processes import limit_waiting, lost_process_told
 from afclip_lightning.engine.resume import check_resumable, find_checkpoint
 from afclip_lightning.engine.roots import fill_in_roots
-from afclip_lightning.engine.run_folder import RUN_FOLDER_VARIABLE, RunRecord, choose_run_folder, is_first_process
+from afclip_lightning.engine.run_folder import (
+    RUN_FOLDER_VARIABLE,
+    RunRecord,
+    choose_run_folder,
+    full_disk_named,
+    is_first_process,
+)
 from afclip_lightning.engine.run_parts import (
     as_list,
     check_few_shot,
@@ -176,7 +182,7 @@ class AnomalyCLI(LightningCLI):
 
     def carry_out(self, flow: Callable[[Run], None]) -> None:
         """Carries out a command. If a process of the run is lost meanwhile, the error says so."""
-        with lost_process_told(self.folder / LAST if self.subcommand == "fit" else None):
+        with lost_process_told(self.folder / LAST if self.subcommand == "fit" else None), full_disk_named(self.folder):
             flow(self.run)
 
     def fit(self, **_: Any) -> None:

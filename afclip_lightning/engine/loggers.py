@@ -4,17 +4,42 @@ import os
 import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from lightning import Trainer
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from requests.utils import get_netrc_auth
 
-from afclip_runtime.errors import UserError
+from afclip_runtime.errors import UserError, WriteError, shown
 from afclip_runtime.files import parse_yaml, read_text, write_text
+
+
+class RunLog(CSVLogger):
+    """The CSV file in the run folder. If the disk is full, the file ends with a whole line."""
+
+    def save(self) -> None:
+        """Writes the metrics that are not written yet.
+
+        Raises:
+            WriteError: The disk is full or not writable.
+        """
+        try:
+            super().save()
+        except OSError as error:
+            path = Path(error.filename or Path(self.log_dir) / "metrics.csv")
+            _cut_to_lines(path)
+            raise WriteError(
+                f"{shown(path)}: cannot be written ({error.strerror or error}). Free some space."
+            ) from error
+
+
+def _cut_to_lines(path: Path) -> None:
+    """Removes what follows the last line break of a file."""
+    with suppress(OSError), path.open("r+b") as file:
+        file.truncate(file.read().rfind(b"\n") + 1)
 
 
 @rank_zero_only

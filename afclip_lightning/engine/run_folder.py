@@ -5,6 +5,8 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from afclip_lightning.engine import loggers
 from afclip_lightning.engine.checkpoint import LAST
 from afclip_lightning.engine.shared_pass import SharedPass
-from afclip_runtime.errors import UserError
+from afclip_runtime.errors import UserError, WriteError, is_for_want_of_space, shown
 from afclip_runtime.files import is_there, read_json, write_json, write_text
 from afclip_runtime.launch.signals import restarted
 
@@ -26,6 +28,24 @@ NO_NAME = "none"  # torchrun's name for a job without --rdzv-id
 RUN_FOLDER_VARIABLE = "AFCLIP_RUN_FOLDER"  # the first process's choice, for those that Lightning starts
 
 MADE = (str(LAST), "head.*", "results*.json", "predictions*.csv")  # files that make a run's folder worth keeping
+
+
+@contextmanager
+def full_disk_named(folder: Path) -> Iterator[None]:
+    """Names the run folder if a library's error says only that the disk is full.
+
+    Raises:
+        WriteError: The disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or not is_for_want_of_space(str(error)):
+            raise
+        raise WriteError(
+            f"{shown(folder)}: a file there cannot be written ({error.strerror}). Free some space or choose another "
+            "--out."
+        ) from error
 
 
 class RunRecord(SaveConfigCallback):

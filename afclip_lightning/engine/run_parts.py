@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, ProgressBar, TQDMProgressBar
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers import Logger
 
 from afclip_lightning.backbones.store import FeatureCache, FeatureStore
 from afclip_lightning.data.base import AnomalyData, AnomalyDataModule
@@ -119,7 +119,7 @@ def run_loggers(given: Any, folder: Path, command: str, tags: Sequence[str]) -> 
         loggers.prepare(logger, folder, command, tags)
     if given is not False:
         logs = len(list(folder.glob("log*")))  # logs of the run that this one resumes
-        chosen.append(CSVLogger(str(folder), name="", version=f"log-{logs + 1}" if logs else "log"))
+        chosen.append(loggers.RunLog(str(folder), name="", version=f"log-{logs + 1}" if logs else "log"))
     return chosen
 
 
