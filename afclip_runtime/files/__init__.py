@@ -13,7 +13,7 @@ control characters and backslashes are escaped (`'\xff.png`). Both are read back
 """
 
 from afclip_runtime.errors import shown
-from afclip_runtime.files.locks import LOCK_FILE, Lock, holder_of, take_lock, wait_for_lock
+from afclip_runtime.files.locks import LOCK_FILE, Lock, holder_of, take_lock, this_process, wait_for_lock
 from afclip_runtime.files.parquet import read_parquet
 from afclip_runtime.files.reading import (
     DOCUMENT_LIMIT,
@@ -72,6 +72,7 @@ __all__ = [
     "sha256_of",
     "shown",
     "take_lock",
+    "this_process",
     "to_type",
     "wait_for",
     "wait_for_lock",

@@ -55,7 +55,7 @@ class Lock:
 
     def _write(self, attempts: int) -> None:
         with self.path.open("r+b", buffering=0) as file:  # in place: a process that is killed here loses no count
-            file.write(f"{attempts:{WIDTH}d} {os.getpid()} on {platform.node()}\n".encode())
+            file.write(f"{attempts:{WIDTH}d} {this_process()}\n".encode())
             file.truncate()
 
     def release(self, remove: bool = False) -> None:
@@ -143,6 +143,11 @@ def _written(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return facts.st_ino, facts.st_mtime_ns
+
+
+def this_process() -> str:
+    """Returns the number of this process and its machine, as `4711 on node07`. On SLURM the name is SLURM's."""
+    return f"{os.getpid()} on {os.environ.get('SLURMD_NODENAME') or platform.node()}"
 
 
 def holder_of(path: Path) -> str:

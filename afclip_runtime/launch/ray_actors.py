@@ -19,7 +19,7 @@ from afclip_runtime.launch import signals
 from afclip_runtime.launch.job import Outcome
 from afclip_runtime.launch.numbered import NumberedJob
 from afclip_runtime.launch.output import output_to
-from afclip_runtime.launch.ray_tasks import open_ray, variables_for_workers
+from afclip_runtime.launch.ray_cluster import nodes_watched, open_ray, variables_for_workers
 from afclip_runtime.launch.where import Ended, Report, Where
 from afclip_runtime.launch.worker import run_claimed
 
@@ -112,12 +112,14 @@ def _run(ray: Any, job: NumberedJob, where: Where, report: Report) -> None:
     units = data.from_items(todo, override_num_blocks=len(todo))  # an actor gets one block at a time
     actor: Any = Actor  # Ray's types know functions only
     arguments = (job, os.getcwd())
-    for row in units.map(actor, fn_constructor_args=arguments, compute=pool, **resources).iter_rows():
-        answer = msgspec.json.decode(row["answer"], type=Answer)
-        if answer.refused:
-            raise UserError(answer.refused)
-        if answer.outcome is not None:
-            report(str(answer.number), answer.outcome)
+    answers = units.map(actor, fn_constructor_args=arguments, compute=pool, **resources)
+    with nodes_watched(ray, resources["num_cpus"], resources["num_gpus"]):
+        for row in answers.iter_rows():
+            answer = msgspec.json.decode(row["answer"], type=Answer)
+            if answer.refused:
+                raise UserError(answer.refused)
+            if answer.outcome is not None:
+                report(str(answer.number), answer.outcome)
 
 
 def share_of(nodes: Sequence[Mapping[str, float]], jobs: int, gpu: bool) -> tuple[int, dict[str, Any]]:

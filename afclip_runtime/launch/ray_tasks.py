@@ -1,9 +1,7 @@
 """Workers as tasks of a Ray cluster. Each task runs the command on its node."""
 
-import importlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,16 +9,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from afclip_runtime.errors import UserError, install_extra, shown
+from afclip_runtime.errors import UserError, shown
 from afclip_runtime.launch import signals
 from afclip_runtime.launch.output import last_error
+from afclip_runtime.launch.ray_cluster import nodes_watched, open_ray, variables_for_workers
 from afclip_runtime.launch.signals import STOPPED
 from afclip_runtime.launch.where import Ended, Where
 
-ANSWER = 10.0  # seconds in which a cluster must answer
 LOOK = 0.5  # seconds between two checks of the tasks
 RETRIES = 3  # of a task whose node or process is lost; it continues with the remaining units
-HANDED_ON = ("AFCLIP_", "PYTHONPATH", "OMP_NUM_THREADS")  # prefixes of environment variables that workers inherit
 
 
 def run_ray(where: Where, folder: Path, grace: float) -> Ended:
@@ -45,7 +42,7 @@ def run_ray(where: Where, folder: Path, grace: float) -> Ended:
         variables = variables_for_workers()
         task = ray.remote(run_command).options(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)
         files = [logs / f"{number}.log" for number in range(1, where.jobs + 1)]
-        with signals.noting() as noted:
+        with signals.noting() as noted, nodes_watched(ray, 1, gpus):
             print(f"{where.jobs} Ray tasks, logs in {shown(logs)}.", flush=True)
             tasks = [task.remote(list(where.command), os.getcwd(), variables, str(file), grace) for file in files]
             waiting = tasks
@@ -63,38 +60,6 @@ def run_ray(where: Where, folder: Path, grace: float) -> Ended:
         return Ended()
     finally:
         ray.shutdown()
-
-
-def open_ray(address: str | None) -> Any:
-    """Returns the module `ray`, connected to a cluster. Without an address, a cluster on this machine is started.
-
-    Raises:
-        UserError: Ray is not installed, or no cluster answers at the address.
-    """
-    try:
-        ray = importlib.import_module("ray")
-    except ModuleNotFoundError as error:
-        raise UserError(f"{error.name} is not installed: {install_extra('scale')}.") from error
-    try:
-        _reach(address or "")
-        ray.init(address or "local", include_dashboard=None if address else False, log_to_driver=False)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        reason = " ".join(str(error).split())[:300]
-        place = f"--ray_address {shown(address)}" if address else "--launcher ray"
-        raise UserError(f"{place}: no Ray can be used ({reason}). `ray start --head` starts a cluster.") from error
-    return ray
-
-
-def variables_for_workers() -> dict[str, str]:
-    """Returns the variables of this environment that workers on other machines have too."""
-    return {name: value for name, value in os.environ.items() if name.startswith(HANDED_ON)}
-
-
-def _reach(address: str) -> None:
-    """Raises `OSError` if nothing answers at HOST:PORT, of which Ray itself takes many minutes to say a word."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if colon and port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), ANSWER).close()
 
 
 def _code(ray: Any, task: Any) -> int | str:

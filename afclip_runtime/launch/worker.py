@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 from afclip_runtime.errors import UserError, is_for_want_of_space, message_of
+from afclip_runtime.files import this_process
 from afclip_runtime.launch import signals
 from afclip_runtime.launch.job import Job, Outcome, Unit
 from afclip_runtime.launch.output import output_to
@@ -173,6 +174,8 @@ def _run_begun(job: Job, unit: Unit, error: str = "") -> Outcome:
 def _run_logged(job: Job, unit: Unit) -> Outcome:
     try:
         with output_to(unit.log) if unit.log else nullcontext():
+            if unit.log:
+                print(f"== process {this_process()}", flush=True)
             return _run(job, unit)
     except OSError as error:  # of the log file
         return Outcome("failed", str(error))

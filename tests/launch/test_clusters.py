@@ -7,14 +7,17 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from afclip_runtime.errors import UserError
-from afclip_runtime.launch import Where, launch
+from afclip_runtime.launch import Where, launch, ray_cluster
 from tests.support import REPOSITORY, matrices
+from tests.support.sharded import web_server
 from tests.support.slurm import finish, needs_nodes, slurm
 from tests.support.small_jobs import SmallJob
 
@@ -113,6 +116,39 @@ def test_tasks_that_all_end_with_a_mistake_are_one_error(folder: Path) -> None:
     command = [sys.executable, "-c", "import sys; print('error: there is no model', file=sys.stderr); sys.exit(2)"]
     with pytest.raises(UserError, match=r"ray/1\.log: there is no model"):
         launch(SmallJob(folder, ["done-1"]), Where("ray", command=command), folder)
+
+
+@contextmanager
+def silence() -> Iterator[int]:
+    """Yields a port that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@contextmanager
+def web_pages() -> Iterator[int]:
+    """Yields the port of a web server, as Ray's own dashboard is one."""
+    with web_server(Path()) as address:
+        yield int(address.rpartition(":")[2])
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+@pytest.mark.parametrize(("other", "reason"), [(silence, "timed out"), (web_pages, "what answers there is no Ray")])
+def test_an_address_where_something_else_answers_is_one_error(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    other: Callable[[], AbstractContextManager[int]],
+    reason: str,
+    scheme: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=lambda *args, **options: pytest.fail("it waits")))
+    monkeypatch.setattr(ray_cluster, "ANSWER", 1.0)
+    with other() as port, pytest.raises(UserError) as caught:
+        launch(SmallJob(folder, ["done-1"]), Where("ray", ray_address=f"{scheme}127.0.0.1:{port}"), folder)
+    assert str(caught.value) == (
+        f"--ray_address {scheme}127.0.0.1:{port}: no Ray can be used ({reason}). `ray start --head` starts a cluster "
+        "and prints its address."
+    )
 
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])
