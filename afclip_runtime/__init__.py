@@ -1,4 +1,4 @@
-"""Inspection of images without torch: what a factory PC needs, and what afclip_lightning is built on.
+"""Inspection of images without torch, for factory PCs and as the base of afclip_lightning.
 
 Nothing here imports torch, Lightning, open_clip or afclip_lightning.
 """

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from afclip_lightning.cli.model_options import add_model_options, named_model, no_model, split_model_arguments
-from afclip_runtime.cli.calibrate import said_of
+from afclip_runtime.cli.calibrate import threshold_text
 from afclip_runtime.cli.options import TOY, progress, tiling_of, white_of
 from afclip_runtime.cli.parser import CommandParser, command, numeric
 from afclip_runtime.errors import PROGRAM, UserError, shown, typed
@@ -68,8 +68,8 @@ def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
             f"{made.scores[index]:.3g}, the median {median:.3g}. If it is anomalous, remove it and adapt again.",
             file=sys.stderr,
         )
-    print("image score:", said_of(made.image))
-    print("map:        ", said_of(made.pixel))
+    print("image score:", threshold_text(made.image))
+    print("map:        ", threshold_text(made.pixel))
     print(promise(len(normal), options.fpr))
     print(f"{made.head.parent}: {len(normal)} normal images, {made.head.stat().st_size / 2**20:.1f} MB")
     print(f"Type: {typed('inspect', '--checkpoint', options.out, 'IMAGES')}")

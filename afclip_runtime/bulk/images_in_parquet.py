@@ -104,7 +104,7 @@ def choose_column(table: "ParquetFile", source: str, wanted: str | None) -> Colu
     names = ", ".join(table.schema_arrow.names) or "none"
     if wanted is not None:
         if wanted not in columns:
-            what = "holds neither bytes nor paths" if wanted in table.schema_arrow.names else "is not there"
+            what = "holds neither bytes nor paths" if wanted in table.schema_arrow.names else "does not exist"
             raise UserError(f"{shown(source)}: the column {wanted!r} {what}. Its columns: {shown(names)}.")
         return columns[wanted]
     found = [column for column in columns.values() if column.kind != "path"]

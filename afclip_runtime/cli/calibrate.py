@@ -192,17 +192,17 @@ def _thresholds(
     pixel = tail.threshold() if len(normal) and options.pixel_threshold is None else None
     if options.pixel_threshold is not None:
         pixel = fixed(options.pixel_threshold, np.array(tail.medians))
-    print("image score:", said_of(image))
+    print("image score:", threshold_text(image))
     if anomalous.any():
         found, false = (is_anomalous(part, image.value) for part in (scores[anomalous], normal))
         counts = f"{found.sum()} of {found.size} anomalous images and {false.sum()} of {false.size} normal images"
         print(f"  above it: {counts}")
     if pixel:
-        print("map:        ", said_of(pixel))
+        print("map:        ", threshold_text(pixel))
     return image, pixel, normal
 
 
-def said_of(threshold: "Threshold") -> str:
+def threshold_text(threshold: "Threshold") -> str:
     """Returns a threshold in words: how it was chosen, and its uncertainty."""
     how = {
         "quantile": "quantile of {n} normal images",

@@ -36,7 +36,7 @@ def require_images(images: Sequence[Path], options: argparse.Namespace) -> None:
         UserError: There is no image, or a threshold is set by hand, which feedback does not move.
     """
     if not images:
-        raise UserError("--feedback is on images whose verdict was wrong: name them.")
+        raise UserError("--feedback needs the images whose verdict was wrong: name them.")
     if options.threshold is not None or options.pixel_threshold is not None:
         raise UserError("--feedback moves the threshold of a calibration, not one by hand: leave --threshold out.")
 

@@ -38,7 +38,7 @@ def _ask(url: str, seconds: float) -> str:
         UserError: The server does not answer, or not with status 200.
     """
     if not url.startswith(("http://", "https://")):
-        raise UserError(f"{url} is no address of a page; one is http://127.0.0.1:8000/health.")
+        raise UserError(f"{url} is not the address of a page, such as http://127.0.0.1:8000/health.")
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # ignores proxies of the environment
     try:
         with direct.open(url, timeout=seconds) as answer:

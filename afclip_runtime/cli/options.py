@@ -169,7 +169,7 @@ def white_of(options: argparse.Namespace, images: Sequence[Path]) -> "int | Lite
     except ValueError as error:
         raise UserError(f"--white: {error}.") from error
     if level == "auto" and not images:
-        raise UserError("--white auto is looked up in images, and there are none here: give bits or a number.")
+        raise UserError("--white auto is estimated from images, and there are none here: give bits or a number.")
     return white_value(level, images) or "bits"
 
 

@@ -55,7 +55,7 @@ def read_parquet(
                 )
             columns = file.schema_arrow.names
             if absent := [name for name in names if columns.count(name) != 1]:
-                what = "occurs twice" if absent[0] in columns else "is not there"
+                what = "occurs twice" if absent[0] in columns else "does not exist"
                 raise source.refuse(f"the column {absent[0]!r} {what}")
             rows = file.read(columns=names, use_threads=False).to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError) as problem:

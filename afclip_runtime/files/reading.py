@@ -137,5 +137,5 @@ def read_text(path: str | Path, *, limit: int = DOCUMENT_LIMIT, error: type[User
         at, what = problem.start, f"the byte 0x{content[problem.start]:02x}"
     if at >= 0:
         line = content.count(b"\n", 0, at) + 1
-        raise error(f"{shown(path)}, line {line}: holds {what}, so it is no text in UTF-8. Save it as UTF-8.")
+        raise error(f"{shown(path)}, line {line}: holds {what}, so it is not UTF-8 text. Save it as UTF-8.")
     return text.replace("\r\n", "\n").replace("\r", "\n")

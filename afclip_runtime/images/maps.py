@@ -31,7 +31,7 @@ def read_map(path: Path) -> np.ndarray:
         try:
             low, step = float(found.texts["low"]), float(found.texts["step"])
         except ValueError as error:
-            raise DatasetError(f"{path}: its texts `low` and `step` are no numbers. Save the map again.") from error
+            raise DatasetError(f"{path}: its texts `low` and `step` are not numbers. Save the map again.") from error
         return (low + found.values.astype(np.float64) * step).astype(np.float32)
     return found.values
 
@@ -45,7 +45,7 @@ def _read_array(path: Path) -> np.ndarray:
     with open_regular(path, error=DatasetError) as file:
         start = file.read(len(np.lib.format.MAGIC_PREFIX))
     if start != np.lib.format.MAGIC_PREFIX:
-        reason = "it is an archive, .npz" if start[:2] == b"PK" else "it is no NumPy file"
+        reason = "it is an archive, .npz" if start[:2] == b"PK" else "it is not a NumPy file"
         raise DatasetError(f"{path}: cannot be read as an array ({reason}). Save the map with numpy.save.")
     try:
         values = np.lib.format.open_memmap(path, mode="r")  # needs no memory for a wrong size in the header

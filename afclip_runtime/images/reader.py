@@ -160,8 +160,8 @@ def _guarded(name: str) -> Iterator[None]:
         raise DatasetError(f"{name}: {missing}.") from error
     except UnidentifiedImageError as error:
         raise DatasetError(
-            f"{name}: cannot be read as an image (it is no image of a kind that is read here: {READ_HERE}). Replace "
-            "the file or remove it."
+            f"{name}: cannot be read as an image (it is not an image of a kind that is read here: {READ_HERE}). "
+            "Replace the file or remove it."
         ) from error
     # Damaged files cause any error in decoders: OSError, SyntaxError, struct.error, RecursionError, MemoryError …
     except Exception as error:

@@ -242,7 +242,7 @@ def check_sum(folder: Path, name: str, sums: Mapping[str, str]) -> None:
         raise UserError(f"{shown(folder / SUMS)}: has no checksum of {shown(name)}. {AGAIN}")
     _require(folder / name)
     if sha256_of(folder / name) != sums[name]:
-        raise UserError(f"{shown(folder / name)}: is not the file that was exported: its SHA-256 is another. {AGAIN}")
+        raise UserError(f"{shown(folder / name)}: is not the file that was exported: its SHA-256 differs. {AGAIN}")
 
 
 def installed_engines() -> list[str]:

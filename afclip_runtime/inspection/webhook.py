@@ -206,7 +206,7 @@ def check_url(url: str) -> str:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
     except ValueError as error:
-        raise UserError(f"--webhook: this is no URL ({error}).") from error
+        raise UserError(f"--webhook: this is not a URL ({error}).") from error
     if parts.scheme not in ("http", "https") or not host or url != url.strip() or not url.isascii():
         raise UserError("--webhook takes a URL as http://HOST/PATH or https://HOST/PATH.")
     if parts.username is not None or parts.password is not None:
@@ -229,7 +229,7 @@ def read_secret(path: Path) -> bytes:
         try:
             secret = base64.b64decode(text.removeprefix(MARK), validate=True)
         except binascii.Error as error:
-            raise UserError(f"{shown(path)}: what follows {MARK} is no base64.") from error
+            raise UserError(f"{shown(path)}: what follows {MARK} is not base64.") from error
     if len(secret) < FEWEST_BYTES:
         raise UserError(
             f"{shown(path)}: the secret has {len(secret)} bytes, and at least {FEWEST_BYTES} are needed. Make one: "

@@ -98,7 +98,7 @@ class _Pool:
             exhausted, self.exhausted = self.exhausted, []
             for worker in list(self.workers):
                 self._look_at(worker)
-            for unit in exhausted:  # what the last process said that began them has been read by now
+            for unit in exhausted:  # the last messages of the processes that began them have been read
                 self._give_up(unit)
         for unit in self.exhausted:
             self._give_up(unit)
@@ -208,7 +208,7 @@ class _Pool:
 
     def _give_up(self, unit: Begun) -> None:
         if unit.name in self.skip:
-            self._end(unit, stopped=unit.name in self.left_behind)  # a worker had the lock when this was tried before
+            self._end(unit, stopped=unit.name in self.left_behind)  # at the last attempt, a worker still had the lock
         elif not any(worker.unit is not None and worker.unit.name == unit.name for worker in self.workers):
             self._fail(unit, died_of(unit.attempt))  # else how that worker ended says more
 

@@ -56,6 +56,6 @@ def _ask(command: Sequence[str], script: str | None = None) -> str:
     try:
         return subprocess.run(command, input=script, text=True, capture_output=True, check=True).stdout
     except FileNotFoundError as error:
-        raise UserError(f"{command[0]} is not there: --launcher slurm needs a SLURM cluster.") from error
+        raise UserError(f"{command[0]} was not found: --launcher slurm needs a SLURM cluster.") from error
     except subprocess.CalledProcessError as error:
         raise UserError(f"{command[0]}: {error.stderr.strip()}") from error

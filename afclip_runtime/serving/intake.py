@@ -134,7 +134,7 @@ def file_of_form(body: bytes, boundary: bytes, limit: int) -> bytes:
         parser.write(body)
         parser.finalize()
     except (MultipartParseError, ValueError) as error:
-        raise HTTPException(422, f"This is no form that can be read ({error}). {HOW}") from error
+        raise HTTPException(422, f"The form cannot be read ({error}). {HOW}") from error
     if not is_whole:
         raise HTTPException(422, f"The form does not end. {HOW}")
     if len(files) != 1:

@@ -1,1 +1,1 @@
-"""From an image to what a backbone takes, and from its maps back to the image."""
+"""Conversion of an image to the inputs of a backbone, and of its maps back to the image."""

@@ -67,9 +67,9 @@ class Roi:
         except DatasetError as error:
             raise ValueError(str(error)) from error
         if self.runs and (self.include or self.ignore):
-            raise ValueError("there are both outlines and runs of a picture, and only one of them may be")
+            raise ValueError("both outlines and runs of a picture are given; only one is allowed")
         if self.runs and sum(self.runs) != width * height:
-            raise ValueError(f"the runs are {sum(self.runs)} pixels, and the size is {width}×{height}")
+            raise ValueError(f"the runs cover {sum(self.runs)} pixels, but the size is {width}×{height}")
         if any(len(outline) < 3 for outline in (*self.include, *self.ignore)):
             raise ValueError("an outline has fewer than 3 points")
         if not _inside(self, height, width).any():
@@ -111,8 +111,8 @@ class Roi:
         fits = abs(width * tall / (height * wide) - 1) <= SAME_SHAPE or abs(width - height * wide / tall) < 1
         if not fits:
             raise DatasetError(
-                f"{image}: it has {width}×{height} pixels and {self.name} was drawn on {wide}×{tall}, which is another "
-                "shape. Draw the region of interest on an image of this camera, and calibrate with that."
+                f"{image}: it has {width}×{height} pixels and {self.name} was drawn on {wide}×{tall}, which has "
+                "another aspect ratio. Draw the region of interest on an image of this camera, and calibrate with that."
             )
         found = _inside(self, height, width)
         if not found.any():
@@ -216,7 +216,7 @@ def _from_json(path: Path) -> Roi:
         return _from_labelme(path)
     given = read_json(path, _Outlines, remedy=REMEDY, error=DatasetError)
     if not given.include and not given.ignore:
-        raise ValueError("there is no outline in it")
+        raise ValueError("it has no outline")
     scale = given.size if given.relative else (1, 1)
     include, ignore = (
         tuple(tuple((x * scale[0], y * scale[1]) for x, y in outline) for outline in outlines)
@@ -237,7 +237,7 @@ def _from_labelme(path: Path) -> Roi:
             raise ValueError(f"a shape is a {shape.shape_type}, and only polygons and rectangles are read here")
         outlines[shape.label == "ignore"].append(points)
     if not given.shapes:
-        raise ValueError("there is no outline in it")
+        raise ValueError("it has no outline")
     return Roi((given.width, given.height), tuple(outlines[False]), tuple(outlines[True]), source=str(path))
 
 
@@ -253,12 +253,12 @@ def _from_picture(path: Path) -> Roi:
         low, high = float(levels[0]), float(levels[-1])
         grey = float(((values > low + 0.1 * (high - low)) & (values < high - 0.1 * (high - low))).mean())
         if grey > MOST_GREY:
-            raise ValueError(f"{grey:.0%} of its pixels are neither black nor white, so it is no mask")
+            raise ValueError(f"{grey:.0%} of its pixels are neither black nor white, so it is not a mask")
         inside = values > (low + high) / 2
     height, width = inside.shape
     flat = np.concatenate([[False], inside.ravel(), [not inside.ravel()[-1]]])
     changes = np.flatnonzero(flat[1:] != flat[:-1])
     runs = np.diff(changes, prepend=0)
     if len(runs) > MOST_RUNS:
-        raise ValueError(f"it has {len(runs):,} stretches of black and white: it is no mask but speckle")
+        raise ValueError(f"it has {len(runs):,} stretches of black and white: it is noise, not a mask")
     return Roi((width, height), runs=tuple(runs.tolist()), source=str(path))
