@@ -1,1 +1,1 @@
-"""The frozen CLIP: its towers and weights, what it is given, and its features on disk."""
+"""The frozen CLIP: towers, weights, preprocessing, tokenizers, and features on disk."""

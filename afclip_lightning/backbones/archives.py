@@ -25,7 +25,7 @@ def read_archive(path: str | Path, error: type[UserError]) -> Any:
         error: Class of the error that is raised.
 
     Raises:
-        UserError: The file cannot be opened, is no such archive, is damaged, or holds other objects.
+        UserError: The file cannot be opened, is not such an archive, is damaged, or holds other objects.
     """
     return _read(path, error, lambda file: torch.load(file, map_location="cpu", weights_only=True))
 
@@ -51,12 +51,12 @@ def read_modules(path: str | Path, error: type[UserError], classes: Collection[s
 def _read(path: str | Path, error: type[UserError], read: Callable[[BinaryIO], Any]) -> Any:
     with open_regular(path, error=error) as file:
         if not zipfile.is_zipfile(file):
-            raise error(f"{shown(path)}: is no archive of torch.save, or its end is missing. {_RESTORE}")
+            raise error(f"{shown(path)}: is not an archive of torch.save, or its end is missing. {_RESTORE}")
         check_archive(file, path, error)
         file.seek(0)
         try:
             return read(file)
-        except Exception as problem:  # of many classes
+        except Exception as problem:  # errors of many classes
             raise error(f"{shown(path)}: {reason(problem)}. {_RESTORE}") from problem
 
 
@@ -76,8 +76,8 @@ def load_saved(path: str | Path, mmap: bool) -> Any:
 
 
 _RESTORE = "Restore the file, or name another."
-_MOST_CODE = 2**26  # bytes of a file of code in a TorchScript archive
-_MOST_PICKLE = 2**22  # bytes of what says how the tensors of an archive hang together
+_MOST_CODE = 2**26  # size limit of a code file in a TorchScript archive, in bytes
+_MOST_PICKLE = 2**22  # size limit of the pickle of an archive, in bytes
 _DEEPEST, _MOST_MODULES = 64, 100_000
 
 
@@ -96,13 +96,13 @@ def check_archive(file: BinaryIO, path: str | Path, error: type[UserError]) -> N
         with zipfile.ZipFile(file) as archive:
             size = file.seek(0, 2)
             entries = archive.infolist()
-            large = [entry for entry in entries if entry.file_size > entry.compress_size]  # code, in TorchScript's
+            large = [entry for entry in entries if entry.file_size > entry.compress_size]  # code of TorchScript
             if any(entry.filename.split("/")[1:2] != ["code"] or entry.file_size > _MOST_CODE for entry in large):
-                raise error(f"{shown(path)}: is a compressed zip file, as torch writes none. {_RESTORE}")
+                raise error(f"{shown(path)}: is a compressed zip file, which torch never writes. {_RESTORE}")
             if sum(entry.compress_size for entry in entries) > size:
                 raise error(f"{shown(path)}: is damaged: parts of it overlap. {_RESTORE}")
             if len({entry.filename for entry in entries}) < len(entries):
-                raise error(f"{shown(path)}: is damaged: parts of it have one name. {_RESTORE}")
+                raise error(f"{shown(path)}: is damaged: several parts have the same name. {_RESTORE}")
             if (bad := archive.testzip()) is not None:
                 raise error(f"{shown(path)}: is damaged: the checksum of {shown(bad)} differs. {_RESTORE}")
     except (OSError, ValueError, NotImplementedError, RuntimeError, EOFError, zipfile.BadZipFile) as problem:
@@ -112,7 +112,7 @@ def check_archive(file: BinaryIO, path: str | Path, error: type[UserError]) -> N
 def reason(problem: BaseException) -> str:
     """Returns the reason of a failed read, without torch's advice to trust the file."""
     if isinstance(problem, _RefusedError):
-        return f"holds {shown(problem)}, and nothing is read but tensors and plain values: it would be run"
+        return f"holds {shown(problem)}, which reading would run: only tensors and plain values are read"
     if isinstance(problem, pickle.UnpicklingError):
         return "holds other objects than tensors and plain values, which are not read, or is damaged"
     lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
@@ -160,13 +160,13 @@ class StoredModule:
             ValueError: They are stored in an unknown way.
         """
         if not isinstance(self.held, Mapping):
-            raise ValueError("a module keeps its tensors in a way of its own")
+            raise ValueError("a module stores its tensors in an unknown way")
         if "_modules" not in self.held:
             return self.held
         parts: dict[str, Any] = {}
         for kind in ("_parameters", "_buffers", "_modules"):
             if not isinstance(held := self.held.get(kind, {}), Mapping):
-                raise ValueError("a module keeps its tensors in a way of its own")
+                raise ValueError("a module stores its tensors in an unknown way")
             parts |= held
         return parts
 
@@ -229,7 +229,7 @@ class _Unpickler(pickle.Unpickler):
             return self.storages[key, dtype]
         entry = self.archive.getinfo(f"{self.root}/data/{key}")
         if kind != "storage" or not isinstance(dtype, torch.dtype) or size * dtype.itemsize != entry.compress_size:
-            raise ValueError(f"the storage {key} is not of the size that is named")
+            raise ValueError(f"the storage {key} does not have the stated size")
         storage = torch.empty(size, dtype=dtype)
         with self.archive.open(entry) as content:
             content.readinto(storage.view(torch.uint8).numpy())  # type: ignore[attr-defined]
@@ -248,7 +248,7 @@ def _first(value: Any, *_: Any) -> Any:
 
 _KNOWN: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
-    ("__builtin__", "set"): set,  # as the second version of pickle calls it
+    ("__builtin__", "set"): set,  # its name in pickle protocol 2
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_parameter"): _first,
     ("torch", "DoubleStorage"): torch.float64,
@@ -273,8 +273,8 @@ def tensors_of(module: Any) -> dict[str, Tensor]:
     """Returns the tensors of a stored module and of its submodules, by name.
 
     Raises:
-        ValueError: It is no module, stores its tensors in an unknown way, contains too many modules, or contains
-            itself.
+        ValueError: The object is not a module, stores its tensors in an unknown way, contains too many modules, or
+            contains itself.
     """
     tensors: dict[str, Tensor] = {}
     _collect(module, "", tensors, count())
@@ -284,8 +284,8 @@ def tensors_of(module: Any) -> dict[str, Tensor]:
 def _collect(module: Any, prefix: str, tensors: dict[str, Tensor], visits: Iterator[int]) -> None:
     """Adds the tensors of a module and of its submodules, by name."""
     if not isinstance(module, StoredModule):
-        raise ValueError("a module keeps its tensors in a way of its own")
-    if prefix.count(".") > _DEEPEST or next(visits) > _MOST_MODULES:  # a few that hold each other would go on for ever
+        raise ValueError("a module stores its tensors in an unknown way")
+    if prefix.count(".") > _DEEPEST or next(visits) > _MOST_MODULES:  # modules may contain each other
         raise ValueError(f"modules are nested more than {_DEEPEST} deep, or are more than {_MOST_MODULES:,}")
     for name, part in module.parts.items():
         if isinstance(part, Tensor):
@@ -298,6 +298,6 @@ def is_finite(tensor: Tensor) -> bool:
     """Returns whether every value of a tensor is finite."""
     if not tensor.is_floating_point() or tensor.numel() == 0:
         return True
-    if tensor.itemsize == 1:  # torch compares no values of 8 bits
+    if tensor.itemsize == 1:  # torch cannot compare 8-bit values
         tensor = tensor.float()
     return bool(torch.stack(torch.aminmax(tensor.detach())).isfinite().all())

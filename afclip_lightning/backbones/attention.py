@@ -1,4 +1,4 @@
-"""Other passes through a frozen block than its own: the V-V dual path and extra tokens; and the parts of a block."""
+"""Alternative passes through a frozen block (the V-V dual path, extra tokens), and the parts of a block."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,10 +17,10 @@ QKV = tuple[Tensor, Tensor, Tensor]  # queries, keys, values, [B, heads, T, d] e
 class BlockParts(NamedTuple):
     """The parts of a frozen block."""
 
-    normalise: Callable[[Tensor], Tensor]  # before the attention
+    normalise: Callable[[Tensor], Tensor]  # normalisation before the attention
     project: Callable[[Tensor], QKV]  # [B, T, C] to queries, keys, values as the block compares them
-    output: Callable[[Tensor], Tensor]  # of the attention, to what is added to the stream
-    feed: Callable[[Tensor], Tensor]  # the block's other half, to what is added to the stream
+    output: Callable[[Tensor], Tensor]  # from the result of the attention to the first residual
+    feed: Callable[[Tensor], Tensor]  # the block's other half: from the stream to the second residual
 
 
 def has_dual_path(block: nn.Module) -> bool:
@@ -66,7 +66,7 @@ def run_beside(
     joined = torch.cat([tokens[:, :n_prefix], extra, tokens[:, n_prefix:]], dim=1)
     if rotation is None:
         joined = block(joined)
-    else:  # timm's own pass rotates all that is not one of the tower's own prefix tokens
+    else:  # timm's own pass rotates all tokens but the tower's own prefix tokens
         parts = _parts(block, rotation)
         attended = F.scaled_dot_product_attention(*parts.project(parts.normalise(joined)))
         joined = joined + parts.output(attended.transpose(1, 2).flatten(2))
@@ -202,13 +202,13 @@ def _eva_qkv(attention: Any, tokens: Tensor, rotation: Tensor | None) -> QKV:
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
         q, k, v = (part(tokens).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2) for part in projections)
     else:
-        apart = getattr(attention, "q_bias", None) is not None  # EVA has no bias of keys, but zeros in their place
+        apart = getattr(attention, "q_bias", None) is not None  # EVA has zeros in place of a bias of the keys
         bias = torch.cat([attention.q_bias, attention.k_bias, attention.v_bias]) if apart else attention.qkv.bias
         q, k, v = _split(F.linear(tokens, attention.qkv.weight, bias), attention.num_heads)
     q, k = attention.q_norm(q), attention.k_norm(k)
     if rotation is not None:
         q, k = (_rotate(part, rotation, attention.rotate_half).type_as(v) for part in (q, k))
-    groups = q.shape[1] // k.shape[1]  # of heads that share their keys and values
+    groups = q.shape[1] // k.shape[1]  # groups of heads that share keys and values
     return (q, k, v) if groups == 1 else (q, *(part.repeat_interleave(groups, dim=1) for part in (k, v)))
 
 

@@ -118,7 +118,7 @@ class _Tower(TimmModel):
         nn.Module.__init__(self)
         trunk: Any = timm.create_model(name, num_classes=0)
         if getattr(trunk, "cls_token", None) is not None and getattr(trunk, "attn_pool", None) is None:
-            trunk.reset_classifier(0, global_pool="token")  # timm takes the mean of DINOv3's patches
+            trunk.reset_classifier(0, global_pool="token")  # timm's default for DINOv3 is the mean of the patches
         self.trunk = trunk
         self.head = nn.Sequential()
         self.image_size = trunk.pretrained_cfg["input_size"][1:]
@@ -128,7 +128,7 @@ class _Tower(TimmModel):
 def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        # open_clip warns on the root logger that nothing was loaded: we load by ourselves, or were asked for random
+        # open_clip warns on the root logger that no weights were loaded; they are loaded later, or are to be random
         root, level = logging.getLogger(), logging.getLogger().level
         root.setLevel(logging.ERROR)
         try:

@@ -66,8 +66,8 @@ def walk_to_ends(
         sizes: Numbers of consecutive prompts that have them in common. `None` means all prompts.
     """
     if shared <= max((tokens.shape[-2] for tokens in deep_tokens), default=0):
-        shared = 0  # where prompts part, deep tokens stand on both sides
-    # a shape, and not a length: `len` would fix the batch size of an exported graph
+        shared = 0  # the prompts diverge within their deep tokens
+    # not `len`, which would fix the batch size of an exported graph
     sizes = (prompts.shape[0],) if sizes is None or not shared else sizes
     pack = PromptPack(sizes, shared, prompts.shape[1] - shared)
     starts = [0, *accumulate(sizes)][:-1]

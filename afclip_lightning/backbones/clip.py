@@ -33,8 +33,8 @@ from afclip_runtime.types import ImageSize, height_and_width, in_pixels
 from afclip_runtime.views.frame import Interpolation, Resize
 
 CompileMode = Literal["no", "default", "reduce-overhead"]
-CLIP_WORDS = "ViT-B-32"  # whose tokenizer a random text tower has, which no config names
-TEXT_BATCH = 256  # prompts a pass of the text tower
+CLIP_WORDS = "ViT-B-32"  # the model whose tokenizer a random text tower uses, since no config names one
+TEXT_BATCH = 256  # prompts per pass of the text tower
 MAX_IMAGE_SIZE = 8192  # pixels: a positional embedding of over 1 GB for ViT-L
 
 
@@ -47,7 +47,7 @@ class ClipBackbone(nn.Module):
             without text, as timm lists it (`timm:vit_large_patch16_dinov3`).
         weights: A tag of open_clip (`openai`, `laion400m_e32`), a local file (OpenAI's TorchScript archive, `.pt`,
             `.bin`, `.safetensors`), `hf-hub:ORG/NAME`, `embedded` (in the package, for `tiny-8-112` only), or `random`
-            with `seed`, for tests. Weights are random only if this is said. For a `timm:` model, the values of
+            with `seed`, for tests. Weights are random only on request. For a `timm:` model, the values of
             `vision_weights`.
         image_size: Size of the input in pixels, a multiple of the patch size: the side of a square, or
             `[height, width]`. `null` is the native size of the model.
@@ -78,7 +78,7 @@ class ClipBackbone(nn.Module):
 
     Raises:
         WeightsError: The weights are not available or do not fit.
-        ValueError: The model is unknown, or the image size is no multiple of the patch size.
+        ValueError: The model is unknown, or the image size is not a multiple of the patch size.
     """
 
     def __init__(
@@ -144,10 +144,10 @@ class ClipBackbone(nn.Module):
         self.vision.resize(height_and_width(self.image_size), pos_embed)
         of_vision = (source for source in (vision_weights, weights, model) if source and source.startswith((PIP, TIMM)))
         listed_mean, listed_std = normalisation_of(name, weights, next(of_vision, None))
-        (mr, mg, mb), (sr, sg, sb) = mean or listed_mean, std or listed_std  # lists, where they are from a head file
+        (mr, mg, mb), (sr, sg, sb) = mean or listed_mean, std or listed_std  # lists, if they come from a head file
         self.preprocess = Preprocess(self.image_size, (mr, mg, mb), (sr, sg, sb), resize, interpolation)
         self.compile_mode: CompileMode = compile_mode
-        self.sizes: set[int] = set()  # of the batches so far
+        self.sizes: set[int] = set()  # batch sizes so far
         self.requires_grad_(False)
         self.train(False)
         rank_zero_info(f"Backbone: {self.description}")
@@ -251,13 +251,13 @@ class ClipBackbone(nn.Module):
             image: `[B, 3, H, W]`, normalised by `preprocess`, at its height and width.
             spec: Result of this backbone's `spec`.
         """
-        if self.compile_mode == "no":  # first: `len` would fix the batch where this is traced
+        if self.compile_mode == "no":  # first, since `len` would fix the batch size in a traced graph
             return self.vision.tap(image, spec)
         if len(image) not in self.sizes:
             self.sizes.add(len(image))
             return self.vision.tap(image, spec)
         features: ClipFeatures = self._compiled_tap(image, spec)
-        # a graph writes where it wrote before
+        # a CUDA graph reuses its output memory
         return features.map(Tensor.clone) if self.compile_mode == "reduce-overhead" else features
 
     def encode_adapted(self, image: Tensor, spec: FeatureSpec, step: Step) -> ClipFeatures:
@@ -351,7 +351,7 @@ def _checked_size(image_size: ImageSize, patch: int) -> ImageSize:
     """Returns the size in its recorded form, a square as its side.
 
     Raises:
-        ValueError: A side is too long or no multiple of the patch size. The message names the nearest ones.
+        ValueError: A side is too long or not a multiple of the patch size. The message names the nearest ones.
     """
     sides = height_and_width(image_size)
     if max(sides) > MAX_IMAGE_SIZE:

@@ -18,9 +18,9 @@ from afclip_lightning.backbones.sources import LOCAL_WAY, Repository, downloadin
 from afclip_runtime.errors import WeightsError, shown
 from afclip_runtime.files import check_writable, only_writer_of
 
-PART = 2**20  # bytes that are read at a time
-TRIES = 5  # in a row without a single new byte
-WAIT = 2.0  # seconds before the second try, twice as many before each further one
+PART = 2**20  # bytes per read
+TRIES = 5  # consecutive tries without a new byte
+WAIT = 2.0  # seconds before the second try; doubled before each further one
 TIMEOUT = 30.0  # seconds without a byte
 
 
@@ -56,7 +56,7 @@ def remote_of(place: Repository) -> Remote:
                 found = get_hf_file_metadata(url)
             except EntryNotFoundError:
                 continue
-            digest = found.etag if found.etag and len(found.etag) == 64 else None  # of large files it is the SHA-256
+            digest = found.etag if found.etag and len(found.etag) == 64 else None  # the SHA-256 for large files
             return Remote(url, file, found.size, digest, build_hf_headers())
     raise WeightsError(f"{place.name}: the repository has no file named {' or '.join(place.files)}. {LOCAL_WAY}")
 
@@ -110,7 +110,7 @@ def _fetch(remote: Remote, part: Path, have: int, bar: "tqdm[None]") -> None:
     """Appends the missing bytes to the part. If the server cannot resume, the part is downloaded from the start."""
     headers = {**remote.headers, "Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
     with requests.get(remote.url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
-        if have and answer.status_code == 416:  # nothing lies behind the part
+        if have and answer.status_code == 416:  # the part is already complete
             return
         answer.raise_for_status()
         resumed = have > 0 and answer.status_code == 206
@@ -119,7 +119,7 @@ def _fetch(remote: Remote, part: Path, have: int, bar: "tqdm[None]") -> None:
         expected = int(answer.headers.get("Content-Length", -1))
         received = 0
         with part.open("ab" if resumed else "wb") as file:
-            while content := answer.raw.read1(PART):  # `iter_content` drops what came before a cut
+            while content := answer.raw.read1(PART):  # `iter_content` drops the bytes before an interruption
                 file.write(content)
                 received += len(content)
                 bar.update(len(content))

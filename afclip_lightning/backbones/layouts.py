@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 State = dict[str, Tensor]
-Rename = tuple[str, str]  # what a name begins with, as a regular expression, and what stands for that
+Rename = tuple[str, str]  # a regular expression for the start of a name, and its replacement
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Layout:
         name: Name of the layout, in words.
         mark: A tensor that no other layout has.
         convert: Function that returns the state dict with the names of open_clip (a whole CLIP) or of Meta's DINO (a
-            tower, whose names timm understands), without tensors that are no part of the model. It empties its
+            tower, whose names timm understands), without tensors that are not part of the model. It empties its
             argument.
     """
 
@@ -141,7 +141,7 @@ def clip(state: State) -> State:
     """Returns Hugging Face's `CLIPModel` with the names of OpenAI's CLIP, which are open_clip's."""
     model = _renamed(state, _CLIP)
     _fuse(model, "in_proj_")
-    for name in ("visual.proj", "text_projection"):  # there they are linear layers, here matrices to multiply by
+    for name in ("visual.proj", "text_projection"):  # linear layers there, matrices here
         if name in model:
             model[name] = model[name].T.contiguous()
     return model
@@ -158,7 +158,7 @@ _WRAPPERS = (
     "dinov2.",
     "backbone.",
     "dinov3_vit.",
-)  # what a whole model stands under in some files
+)  # prefixes of a whole model in some files
 
 
 def foreign_layout(names: Sequence[str]) -> tuple[Layout, str] | None:
@@ -176,7 +176,7 @@ def converted(state: State) -> State:
     if found is None:
         return state
     layout, prefix = found
-    # the exporters of one library do not agree whether the blocks stand under `model.` too
+    # exporters of the same library differ in whether the names of blocks begin with `model.`
     return layout.convert(
         {re.sub(r"^model\.(?=layer\.)", "", name.removeprefix(prefix)): state.pop(name) for name in list(state)}
     )

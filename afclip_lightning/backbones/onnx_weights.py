@@ -18,7 +18,7 @@ def parse_onnx(content: bytes, source: str) -> Any:
         source: Name of the file for messages.
 
     Raises:
-        WeightsError: The package `onnx` is missing, or the content is no ONNX.
+        WeightsError: The package `onnx` is missing, or the content is not ONNX.
     """
     try:
         import onnx
@@ -28,8 +28,8 @@ def parse_onnx(content: bytes, source: str) -> Any:
         ) from problem
     try:
         return onnx.load_model_from_string(content)
-    except Exception as problem:  # protobuf's own error class has no stable place
-        raise WeightsError(f"{source}: is no ONNX file ({type(problem).__name__}). Restore it.") from problem
+    except Exception as problem:  # the module of protobuf's error class differs between versions
+        raise WeightsError(f"{source}: is not an ONNX file ({type(problem).__name__}). Restore it.") from problem
 
 
 def tensors_of(model: Any, source: str, joined: Mapping[str, Sequence[str]]) -> dict[str, Tensor]:
@@ -71,4 +71,4 @@ def tensors_of(model: Any, source: str, joined: Mapping[str, Sequence[str]]) -> 
 def _tensor(initializer: Any) -> Tensor:
     from onnx import numpy_helper
 
-    return torch.from_numpy(np.array(numpy_helper.to_array(initializer)))  # a copy, which may be written to
+    return torch.from_numpy(np.array(numpy_helper.to_array(initializer)))  # a writable copy

@@ -20,7 +20,7 @@ from afclip_runtime.files import read_bytes
 
 Channels = tuple[float, float, float]
 INSTALL = "pip install 'afclip_lightning[real]'"
-MOST = 2**33  # bytes of a file in a package
+MOST = 2**33  # size limit of a file in a package, in bytes
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ SHIPPED = (
         std=(0.229, 0.224, 0.225),
         prefix="backbone.",
         rename=dinov2,
-        # the exporter folded the positional embedding into two constants: of the class token, and of the patches
+        # the exporter split the positional embedding into two constants: for the class token, and for the patches
         joined={"backbone.embeddings.position_embeddings": ("onnx::Concat_1957", "onnx::Reshape_1962")},
     ),
 )
@@ -129,7 +129,7 @@ def read_package(package: str) -> tuple[dict[str, Tensor], Shipped]:
             f"recipe is for. {_works(recipes)}"
         )
     model = parse_onnx(content, str(path))
-    del content  # the tensors lie in the model now
+    del content  # the model has copies of the tensors
     tensors = tensors_of(model, str(path), recipe.joined)
     del model
     prefix = recipe.prefix

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from afclip_lightning.backbones.spec import PosEmbedResize
 
-OFFSET = 0.1  # of a patch, which DINOv2 adds against rounding in the number of patches
+OFFSET = 0.1  # in patches; DINOv2 adds it to the size, so that rounding does not change the number of patches
 
 
 def resize_positional_embedding(

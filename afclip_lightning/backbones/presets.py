@@ -9,7 +9,7 @@ from afclip_runtime.errors import UserError
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 QUARTERS = "quarters of the depth, as in AF-CLIP and APRIL-GAN"
 MIDDLE = "within the middle blocks that Dinomaly taps (arXiv 2405.14325)"
-DINOV3 = "dinov3-license"  # as timm names it: Meta's own terms
+DINOV3 = "dinov3-license"  # timm's name for Meta's own terms
 LAST_FOUR = "the last four blocks: Dinomaly's issue 21, measured with ViT-L at 512 px"
 MIDDLE_BLOCKS = {12: (4, 6, 8, 10), 24: (7, 11, 15, 19)}  # by the depth of the tower
 

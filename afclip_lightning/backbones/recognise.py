@@ -129,8 +129,10 @@ def _tensors(path: Path, kind: str) -> Iterator[tuple[str, Tensor]]:
         if is_zip := zipfile.is_zipfile(file):
             check_archive(file, path, WeightsError)
         file.seek(0)
-        if not is_zip and file.read(1) != b"\x80":  # as pickles begin
-            raise WeightsError(f"{shown(path)}: is neither of safetensors nor of torch.save. Is it the right file?")
+        if not is_zip and file.read(1) != b"\x80":  # first byte of a pickle
+            raise WeightsError(
+                f"{shown(path)}: is neither a safetensors file nor a file of torch.save. Is it the right file?"
+            )
     if kind == "TorchScript archive":
         with path.open("rb") as file:
             yield from ((name, tensor) for name, tensor in read_torchscript(file).items() if name not in SIZES)
@@ -139,7 +141,7 @@ def _tensors(path: Path, kind: str) -> Iterator[tuple[str, Tensor]]:
     while isinstance(state, dict) and isinstance(inner := state.get("state_dict", state.get("model")), dict):
         state = inner
     if not isinstance(state, dict):
-        raise WeightsError(f"{shown(path)}: holds {type(state).__name__}, no tensors by name. Is it the right file?")
+        raise WeightsError(f"{shown(path)}: holds {type(state).__name__}, not tensors by name. Is it the right file?")
     yield from ((str(name), tensor) for name, tensor in state.items() if isinstance(tensor, Tensor))
 
 
@@ -149,7 +151,7 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except WeightsError:
         raise
-    except Exception as error:  # of many classes
+    except Exception as error:  # errors of many classes
         raise WeightsError(f"{shown(path)}: {reason(error)}. Get the file again, or name another.") from error
 
 
@@ -252,7 +254,7 @@ def _as_timm(shapes: Shapes, model: nn.Module) -> Shapes:
     with _on_meta():
         try:
             return _shapes_of(known({n: torch.empty(s, device="meta") for n, s in shapes.items()}, model))
-        except Exception:  # it was written for other models
+        except Exception:  # the filter expects other models
             return shapes
 
 
@@ -282,7 +284,7 @@ def _known(digest: str) -> str:
         if entry.sha256 == digest:
             return f"{entry.file} of {entry.package} {entry.version}"
     for model, tag in open_clip.list_pretrained():
-        if digest in open_clip.get_pretrained_cfg(model, tag)["url"]:  # OpenAI's addresses hold the hash
+        if digest in open_clip.get_pretrained_cfg(model, tag)["url"]:  # OpenAI's URLs contain the hash
             return f"the published file of {model}, {tag}"
     return ""
 

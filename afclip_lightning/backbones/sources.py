@@ -21,10 +21,10 @@ from afclip_runtime.errors import WeightsError, shown
 Channels = tuple[float, float, float]
 RANDOM = "random"
 EMBEDDED = "embedded"
-HUB = "hf-hub:"  # of Hugging Face
+HUB = "hf-hub:"  # Hugging Face's hub
 TIMM = "timm:"
 PIP = "pip:"
-MODELS = Path(__file__).parent / "models"  # configs of our own, and weights that come with the package
+MODELS = Path(__file__).parent / "models"  # the project's own configs and weights
 LOCAL_WAY = (
     "On a machine without internet, download the file elsewhere and give its path as `weights` "
     "(OpenAI's TorchScript archive, .pt, .bin or .safetensors); `weights: random` is for tests only."
@@ -150,7 +150,7 @@ def find_weights(model: str, weights: str, cache_dir: str | None) -> Path:
         return find_hub_file(repository_of(model, weights), cache_dir)
     if weights.startswith((TIMM, PIP)):
         raise WeightsError(
-            f"{weights} is a vision tower alone, and no whole CLIP. Give it as `vision_weights`; `weights` is for the "
+            f"{weights} is a vision tower, not a whole CLIP. Give it as `vision_weights`; `weights` is for the "
             "text tower beside it."
         )
     if is_local_file(weights):

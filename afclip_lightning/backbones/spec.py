@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 PosEmbedResize = Literal["bilinear", "bicubic", "bicubic_antialias", "bicubic_offset"]
 
 
-LATER_FIELDS: dict[str, Any] = {"resize": "squash", "interpolation": "bicubic"}  # what a spec without them is of
+LATER_FIELDS: dict[str, Any] = {"resize": "squash", "interpolation": "bicubic"}  # values of specs that lack them
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class FeatureSpec:
     """
 
     model: str
-    weights: str = field(compare=False)  # where they lie; the hash says what they are
+    weights: str = field(compare=False)  # their location; the hash identifies them
     weights_hash: str
     activation: str
     image_size: ImageSize
@@ -115,9 +115,9 @@ def union(specs: Sequence[FeatureSpec]) -> FeatureSpec:
 def _union(one: FeatureSpec, other: FeatureSpec) -> FeatureSpec:
     if one.untapped != other.untapped:
         problems = one.untapped.differences(other.untapped.to_dict(), ("one", "the other"))
-        raise ValueError("features of different backbones do not come from one pass:\n  " + "\n  ".join(problems))
+        raise ValueError("features of different backbones cannot come from one pass:\n  " + "\n  ".join(problems))
     if None not in (one.vv_from, other.vv_from) and one.vv_from != other.vv_from:
-        raise ValueError(f"V-V paths from blocks {one.vv_from} and {other.vv_from} do not come from one pass")
+        raise ValueError(f"V-V paths from blocks {one.vv_from} and {other.vv_from} cannot come from one pass")
     return replace(
         one,
         layers=tuple(sorted({*one.layers, *other.layers})),

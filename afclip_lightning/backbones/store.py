@@ -85,7 +85,7 @@ class FeatureStore:
     ) -> None:
         facts = {**spec.untapped.to_dict(), "compute": compute, "dtype": dtype}
         for name in ("weights", "layers", "vv_layers", "vv_from", "image_embedding"):
-            del facts[name]  # where the weights lie (the hash says what they are), and the taps, a folder each
+            del facts[name]  # the location of the weights (the hash identifies them), and the taps (each has a folder)
         self.facts = facts
         self.channels = channels
         self.compute = compute
@@ -137,7 +137,7 @@ class FeatureStore:
             single = name in ("class_token", "image_embedding")
             if tensor.dtype != self.dtype or rest != ([] if single else [tokens]) or width != (wanted or width):
                 form = f"{tuple(tensor.shape)} of {tensor.dtype}"
-                raise DamagedError(f"{shown(path)}: the features are of another form ({name}: {form}).")
+                raise DamagedError(f"{shown(path)}: the features have another type or shape ({name}: {form}).")
         return row
 
     def save(self, digests: list[str], features: ClipFeatures) -> None:
@@ -160,10 +160,10 @@ class FeatureStore:
                 if find_features(self.folder, tap, digest) is None:
                     path = self.path(digest, tap)
                     row = {name: tensor[i].clone() for name, tensor in kept.items()}
-                    with atomic_path(path, durable=False) as temporary:  # its checksum tells a torn file
+                    with atomic_path(path, durable=False) as temporary:  # its checksum reveals an incomplete file
                         try:
                             save_file(row, temporary, metadata=statement(path, row))
-                        except SafetensorError as error:  # its error when the disk is full
+                        except SafetensorError as error:  # raised if the disk is full
                             raise OSError(str(error)) from error
 
     def check_spec(self) -> None:
@@ -179,7 +179,7 @@ class FeatureStore:
             f"{name}: {value!r} there, {asked[name]!r} here" for name, value in there.items() if value != asked[name]
         ]:
             raise UserError(
-                f"{self.folder / SPEC_FILE} is of other features ({'; '.join(problems)}). Remove the folder; its "
+                f"{self.folder / SPEC_FILE} belongs to other features ({'; '.join(problems)}). Remove the folder; its "
                 "features are then computed again."
             )
 
@@ -203,7 +203,7 @@ class FeatureStore:
             if left < room:
                 room, what = left, f"limit_gb {limit_gb:g} leaves"
         if images * sum(per_image.values()) <= room:
-            return  # even if none is there: counting the files of a large store takes minutes
+            return  # also if there are none: counting the files of a large store takes minutes
         needed = 0
         for tap, size in per_image.items():
             there = sum(1 for _ in feature_files(root, self.key, tap))

@@ -104,7 +104,7 @@ def read_checked(path: Path, framework: Literal["numpy", "pt"] = "numpy") -> dic
             names = list(file.keys())
             forms = {name: file.get_slice(name).get_dtype() for name in names}
             if others := {name: form for name, form in forms.items() if form not in BITS}:
-                raise DamagedError(f"{shown(path)}: the features are of another form ({others}).")
+                raise DamagedError(f"{shown(path)}: the features have another type or shape ({others}).")
             row = {name: file.get_tensor(name) for name in names}
             facts = file.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
@@ -119,7 +119,7 @@ def read_checked(path: Path, framework: Literal["numpy", "pt"] = "numpy") -> dic
         or place != "/".join(own)
         or set(row) != ({"class_token", "image_embedding"} if tap == "embedding" else {tap})
     ):
-        raise DamagedError(f"{shown(path)}: the features are of another image, layer or backbone.")
+        raise DamagedError(f"{shown(path)}: the features belong to another image, layer or backbone.")
     if not all(_is_finite(np.asarray(row[name]), *BITS[forms[name]]) for name in names):
         raise DamagedError(f"{shown(path)}: the features hold NaN or infinity.")
     return row

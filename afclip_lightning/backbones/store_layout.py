@@ -141,7 +141,7 @@ def over_folders(root: Path, work: Callable[[Folder], T], title: str) -> Iterato
         def first() -> T:
             folder, future = pending.popleft()
             made = future.result()
-            if folder.path.parent.name == folder.tap:  # of the first level, whose folders were counted
+            if folder.path.parent.name == folder.tap:  # a folder of the first level, which was counted
                 bar.update()
             return made
 

@@ -45,7 +45,7 @@ class Tokenizer:
         ids = self.encode(list(prompts))
         length = ids.shape[1]
         ends = self.ends(ids)
-        for row in (ends >= length - 2).nonzero().flatten().tolist():  # full, or cut off in silence
+        for row in (ends >= length - 2).nonzero().flatten().tolist():  # full, or silently truncated
             if self.ends(self.encode([prompts[row]], context_length=length + 1))[0] > ends[row]:
                 raise UserError(
                     f"The text tower takes {length} tokens, and this prompt has more: {shown(prompts[row][:80])!r}… "

@@ -199,15 +199,15 @@ class TimmVisionTower(VisionTower):
         trunk = visual.trunk
         if not isinstance(trunk, (TimmVisionTransformer, Eva)):
             raise WeightsError(
-                f"vision tower {type(trunk).__name__} is no vision transformer: it cannot be tapped; use one, such as "
-                "ViT-B-16-SigLIP2, PE-Core-B-16, MobileCLIP2-B, or of timm vit_base_patch16_dinov3, "
+                f"vision tower {type(trunk).__name__} is not a vision transformer, so it cannot be tapped; use one, "
+                "such as ViT-B-16-SigLIP2, PE-Core-B-16, MobileCLIP2-B, or of timm vit_base_patch16_dinov3, "
                 "vit_base_patch16_radio_v3"
             )
         self.visual = visual
         self.depth = len(trunk.blocks)
         self.width = trunk.embed_dim
         stem: Any = trunk.patch_embed
-        self.patch_size = stem.feat_ratio()  # its `patch_size` is 1 where it has several layers
+        self.patch_size = stem.feat_ratio()  # its `patch_size` is 1 if it has several layers
         self.n_prefix, self.has_class_token = trunk.num_prefix_tokens, trunk.cls_token is not None
 
     @property
@@ -229,7 +229,7 @@ class TimmVisionTower(VisionTower):
         if made != h * w or (h * self.patch_size, w * self.patch_size) != image_size:
             raise WeightsError(
                 f"vision tower {type(trunk).__name__} makes {made} tokens of {image_size[0]} x {image_size[1]} pixels, "
-                f"which are no grid of patches of {self.patch_size} pixels; take another image_size or another model"
+                f"which do not form a grid of patches of {self.patch_size} pixels; take another image_size or model"
             )
 
     @property
@@ -243,7 +243,7 @@ class TimmVisionTower(VisionTower):
         placed = trunk._pos_embed(trunk.patch_embed(image))
         tokens, rope = placed if isinstance(trunk, Eva) else (placed, None)
         rotations: Rotations = [None] * self.depth
-        if rope is not None:  # one of each block, or one for all
+        if rope is not None:  # one per block, or one for all
             rotations = list(rope) if rope.ndim == 4 else [rope[None]] * self.depth
         return trunk.norm_pre(tokens), rotations
 

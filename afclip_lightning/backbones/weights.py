@@ -43,7 +43,7 @@ from afclip_lightning.backbones.sources import (
 from afclip_runtime.errors import WeightsError
 from afclip_runtime.files import open_regular
 
-FINGERPRINT_PART = 2**22  # values that are added up at a time
+FINGERPRINT_PART = 2**22  # values per partial sum
 
 
 def uses_quick_gelu(model: str, config: dict[str, Any], weights: str) -> bool:
@@ -70,7 +70,7 @@ def uses_quick_gelu(model: str, config: dict[str, Any], weights: str) -> bool:
     }
     if len(kinds) == 2:
         raise WeightsError(
-            f"{weights}: {model} exists with QuickGELU (OpenAI's weights) and with GELU, and the file does not tell. "
+            f"{weights}: {model} exists with QuickGELU (OpenAI's weights) and with GELU. The file does not say which. "
             "Set `activation: quick_gelu` or `activation: gelu` beside `weights`."
         )
     return kinds == {True}
@@ -109,7 +109,7 @@ def tensor_names(path: Path) -> list[str]:
         with safe_open(path, "pt") as file:
             return list(file.keys())
     if not zipfile.is_zipfile(path):
-        return []  # as torch wrote until 2020
+        return []  # a file in torch's format until 2020
     state = load_saved(path, mmap=True)
     return [name for name in state if isinstance(name, str)] if isinstance(state, dict) else []
 

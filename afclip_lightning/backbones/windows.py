@@ -10,7 +10,7 @@ from torch.compiler import is_exporting
 from afclip_lightning.backbones.attention import run_block
 from afclip_lightning.backbones.towers import VisionTower
 
-# tokens a pass of the blocks: bounds the memory, whatever the batch and the grid; more of them leave a CPU's caches
+# tokens per pass of the blocks: bounds the memory for any batch and grid, and fits into a CPU's caches
 WINDOW_TOKENS, WINDOW_TOKENS_CPU = 4096, 2048
 
 
@@ -67,7 +67,7 @@ def encode_windows(vision: VisionTower, image: Tensor, sizes: Sequence[int]) -> 
 
 
 def _rows(rotation: Tensor | None, patches: Tensor) -> Tensor | None:
-    """Returns the rotations `[w, h, n, 2 * d]` of windows' patches `[w, n]`, of those of the grid `[h, N, 2 * d]`."""
+    """Returns the rotations `[w, h, n, 2 * d]` of the patches `[w, n]` of windows, from the grid's `[h, N, 2 * d]`."""
     return None if rotation is None else rotation[:, patches].transpose(0, 1)
 
 

@@ -1,1 +1,1 @@
-"""What heads are made of: scoring, losses, adapters, attention, memory banks, pseudo anomalies."""
+"""Parts of heads: scoring, losses, adapters, attention, memory banks, pseudo anomalies."""

@@ -14,7 +14,7 @@ Mixture = Callable[[Tensor], Tensor]
 
 
 @lru_cache(maxsize=32)
-@torch.inference_mode(False)  # a kept tensor must serve training as well
+@torch.inference_mode(False)  # a cached tensor is also used in training
 def gaussian_window(window: int, sigma: float, device: torch.device | None = None) -> Tensor:
     """Returns a `[window, window]` Gaussian, float32, that sums to 1.
 
@@ -111,7 +111,7 @@ class AttentionAdapter(nn.Module):
         """
         tokens = tokens.detach()
         weight = torch.cat([self.to_q.weight, self.to_k.weight, self.to_v.weight])
-        # apart from here on: a convolution would copy patches that lie behind a class token
+        # patches alone from here on: a convolution would copy patches that follow a class token in memory
         first, patches = (part - part.mean(-1, keepdim=True) for part in (tokens[:, :1], tokens[:, 1:]))
         projected = [F.linear(part, weight * self.norm.weight) for part in (first, patches)]
         offset = F.linear(self.norm.bias, weight)
@@ -153,7 +153,7 @@ class MixedParts(torch.autograd.Function):
         for mix, scale in zip(mixtures, scales, strict=True):
             for own, mixed, shift in zip(first.chunk(3, -1), mix(patches).chunk(3, -1), offset.chunk(3), strict=True):
                 scaled = [torch.addcmul(shift, own, scale[:, :1]), torch.addcmul(shift, mixed, scale[:, 1:])]
-                parts.append(torch.cat(scaled, dim=1))  # no `out`: a traced graph has none
+                parts.append(torch.cat(scaled, dim=1))  # no `out`: a traced graph does not support it
         return tuple(parts)
 
     @staticmethod
@@ -220,7 +220,7 @@ class ConvAdapter(nn.Module):
         """
         hidden = self.down(self.norm(image))
         if self.depthwise is not None:
-            # the mean of a convolution is one of the patches' sums under its nine taps: these alone are projected
+            # the mean of a convolution needs only the sums of the patches under its nine taps: only these are projected
             sums = tap_sums(grid, patches.device)  # [9, N]
             normed = F.layer_norm(patches, self.norm.normalized_shape, eps=self.norm.eps)
             seen = sums @ normed * self.norm.weight + sums.sum(1, keepdim=True) * self.norm.bias  # [B, 9, D]
@@ -230,7 +230,7 @@ class ConvAdapter(nn.Module):
 
 
 @lru_cache(maxsize=32)
-@torch.inference_mode(False)  # a kept tensor must serve training as well
+@torch.inference_mode(False)  # a cached tensor is also used in training
 def tap_sums(grid: tuple[int, int], device: torch.device | None = None) -> Tensor:
     """Returns the weight of each patch, per tap, in the mean of a zero-padded 3 x 3 convolution, `[9, N]`."""
     rows, columns = (torch.stack([torch.arange(n) < n - 1, torch.ones(n), torch.arange(n) > 0]) for n in grid)
@@ -264,7 +264,7 @@ class ResidualAdapter(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Returns adapted tokens `[..., C]`."""
         adapted = F.leaky_relu(self.linear(tokens))
-        with torch.autocast(tokens.device.type, enabled=False):  # a squared length may be beyond half precision
+        with torch.autocast(tokens.device.type, enabled=False):  # a squared length may overflow half precision
             old, new = (vectors.float().norm(dim=-1, keepdim=True) for vectors in (tokens, adapted))
             scale = self.weight * old / new.clamp(min=1e-12)
         return scale.to(tokens) * adapted + (1 - self.weight) * tokens

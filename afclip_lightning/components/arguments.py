@@ -60,7 +60,7 @@ def require_one_of(choices: Any, **values: str | None) -> None:
     """Raises on the first of these arguments that is not one of the choices of a `Literal`.
 
     Raises:
-        ValueError: An argument is none of the choices.
+        ValueError: An argument is not one of the choices.
     """
     for name, value in values.items():
         if value not in get_args(choices):

@@ -24,7 +24,7 @@ class SharedBatchNorm(nn.Module):
 
     Attributes:
         running_mean: Running mean, `[C]`. It belongs to the trained state.
-        running_var: Running variance, `[C]`. Likewise.
+        running_var: Running variance, `[C]`. It belongs to the trained state.
     """
 
     running_mean: Tensor
@@ -57,7 +57,7 @@ class SharedBatchNorm(nn.Module):
         count = sums[-1].detach()
         mean = sums[:-1] / count.clamp(min=1)
         variance = shared_sum((values - _wide(mean, values)).square().sum(axes)) / count.clamp(min=1)
-        several = count > 1  # stays on the device
+        several = count > 1  # a tensor, so that nothing synchronises with the device
         with torch.no_grad():
             moved = torch.where(several, self.momentum, 0.0)
             unbiased = variance * count / (count - 1).clamp(min=1)

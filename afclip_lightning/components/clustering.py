@@ -1,9 +1,9 @@
-"""Deterministic k-means over a whole batch, which can be traced into a graph and never waits for the device."""
+"""Deterministic k-means over a whole batch, which can be traced into a graph and never synchronises with the device."""
 
 import torch
 from torch import Tensor
 
-ROUNDS = 20  # of assignment and new centres; patches of an image settle in fewer, as a rule
+ROUNDS = 20  # rounds of assignment and new centres; the patches of an image usually converge in fewer
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ def image_logits(backbone: ClipBackbone, features: ClipFeatures, pairs: Tensor, 
 
     Reference: AnomalyCLIP, the official code.
     """
-    assert features.class_token is not None  # the spec asks for it
+    assert features.class_token is not None  # requested by the spec
     image = backbone.embed_tokens(features.class_token, final_norm=False)
     return similarity_logits(image[:, None], pairs, temperature)[..., 0, :]
 

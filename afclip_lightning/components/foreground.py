@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Morphology = Literal["grid", "column"]
-MIDDLE = (0.2, 0.8)  # of each side: the window that must show the product
-LEAST_SHARE = 0.35  # of that window
+MIDDLE = (0.2, 0.8)  # as shares of each side: the window that must show the product
+LEAST_SHARE = 0.35  # share of that window
 
 
 def first_component(patches: Tensor) -> Tensor:
-    """Returns the first principal component of each image's patches, `[B, N]`, of `[B, N, C]`; float32.
+    """Returns the first principal component of the patches of each image, `[B, N, C]` to `[B, N]`, float32.
 
     The direction is the one whose largest loading is positive, as scikit-learn has it.
     """
@@ -29,7 +29,7 @@ def foreground(component: Tensor, grid: tuple[int, int], threshold: float, morph
     The sign of the component is the one whose foreground fills more than `LEAST_SHARE` of the image's centre.
 
     Args:
-        component: From `first_component`.
+        component: Result of `first_component`.
         grid: Patch grid `(h, w)`.
         threshold: Threshold of the component, in units of the tokens. It depends on the vision tower.
         morphology: `grid` filters over the neighbours on the patch grid. `column` filters over the patches before and

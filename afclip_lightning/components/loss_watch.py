@@ -11,7 +11,7 @@ from afclip_runtime.errors import TrainingError
 
 
 class _Step(NamedTuple):
-    losses: Tensor  # one per name, on the CPU, valid once it was copied
+    losses: Tensor  # one per name, on the CPU, valid when the copy is complete
     names: list[str]
     copied: torch.cuda.Event | None
     epoch: int
@@ -49,7 +49,7 @@ class LossWatch:
         if step is None:
             return None
         if step.copied is not None:
-            step.copied.synchronize()  # of the copy alone, and not of what the device was given since
+            step.copied.synchronize()  # waits for the copy only, not for later work of the device
         total = step.losses[step.names.index("total")]
         if not torch.isfinite(total):
             pairs = zip(step.names, step.losses.tolist(), strict=True)

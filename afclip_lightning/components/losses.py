@@ -26,7 +26,7 @@ def binary_focal_loss(probability: Tensor, target: Tensor, gamma: float) -> Tens
     Reference: AF-CLIP, Eq. (11).
     """
     with torch.autocast(probability.device.type, enabled=False):
-        # torch's cross entropy aborts on NaN, on a GPU with the whole process: keep NaN from it, and in the result
+        # torch's cross entropy aborts on NaN, on a GPU with the whole process: pass no NaN to it, but return NaN
         broken = probability.isnan().any()
         probability, target = probability.float().nan_to_num(nan=0.5), target.float()
         correct = probability * target + (1 - probability) * (1 - target)
@@ -85,7 +85,7 @@ def alignment_of_sums(sums: Tensor, counts: Tensor) -> Tensor:
         cross = (normal_sum * anomalous_sum).sum() / cross_pairs.clamp(min=1)
         alike = ((normal_sum**2).sum() + (anomalous_sum**2).sum()) / alike_pairs.clamp(min=1)
         share = batch_sum(cross - alike)
-        # cut where the whole batch is below 0, and not this share; NaN passes
+        # cut if the sum of the whole batch is below 0, not that of this process; NaN stays
         return torch.where((cross_pairs == 0) | (total(share) < 0), 0.0, share)
 
 

@@ -14,10 +14,10 @@ from afclip_runtime.errors import CheckpointError, DatasetError
 from afclip_runtime.types import Tiling
 
 Key = tuple[str, str]  # dataset, category
-KEPT: Key = ("", "")  # of the bank that came with a head: every category is compared with it
+KEPT: Key = ("", "")  # key of the bank that came with a head: every category is compared with it
 VIEWS_AT_ONCE = 8
-ROWS_AT_ONCE = 1024  # of a bank that are compared with all of it
-ROWS_ENOUGH = 4096  # of a bank, at equal distances, say how far its rows are from each other
+ROWS_AT_ONCE = 1024  # rows of a bank that are compared at once with the whole bank
+ROWS_ENOUGH = 4096  # evenly spaced rows of a bank, enough to estimate the distances between its rows
 
 
 class MemoryBank:
@@ -27,7 +27,7 @@ class MemoryBank:
     that is stored in a head stays. It serves every category without a bank of its own.
 
     Args:
-        most: Maximum number of rows per bank. Of more rows, so many are sampled with a fixed seed. `None` keeps all.
+        most: Maximum number of rows per bank. With more, this number is sampled with a fixed seed. `None` keeps all.
 
     Attributes:
         banks: The features of a category: `[S * N, C]`, L2-normalised, one per set.
@@ -79,7 +79,7 @@ class MemoryBank:
             DatasetError: A category has neither a bank nor few-shot images.
         """
         missing = set() if self.is_kept else set(keys) - self.banks.keys()
-        if missing:  # a bank takes megabytes, and test images come category by category
+        if missing:  # drops the other banks: each takes megabytes, and test images come by category
             self.reset(self.few_shot.keys() - set(keys))
         for key in missing:
             if key not in self.few_shot:
@@ -128,7 +128,7 @@ class MemoryBank:
     def _set(self, key: Key, banks: list[Tensor], owners: list[Tensor], values: list[Tensor]) -> None:
         for index, bank in enumerate(banks):
             if self.most is not None and len(bank) > self.most:
-                generator = torch.Generator().manual_seed(0)  # sets of as many rows lose the same
+                generator = torch.Generator().manual_seed(0)  # sets of equal size lose the same rows
                 rows = torch.randperm(len(bank), generator=generator)[: self.most].sort().values.to(bank.device)
                 banks[index], owners[index] = bank[rows], owners[index][rows]
         self.banks[key], self.owners[key], self.values[key] = banks, owners, values
@@ -223,7 +223,7 @@ class MemoryBank:
         """
         queries = _patches(tokens)
         with torch.autocast(tokens.device.type, enabled=False):
-            # image by image: the similarities of a whole batch to the bank would be the largest tensor of all
+            # per image, since the similarities of a whole batch to the bank would be the largest tensor
             nearest = [
                 most_alike(q @ self._bank(key, set_index, q.device).T, neighbours)
                 for key, q in zip(keys, queries, strict=True)
@@ -243,7 +243,7 @@ class MemoryBank:
         """
         queries, found = _patches(tokens), []
         with torch.autocast(tokens.device.type, enabled=False):
-            for key, query in zip(keys, queries, strict=True):  # image by image, as above
+            for key, query in zip(keys, queries, strict=True):  # per image, as above
                 bank = self._bank(key, set_index, query.device)
                 found.append(bank[(query @ bank.T).argmax(dim=1)])
         return torch.stack(found)

@@ -8,7 +8,7 @@ from torch import Tensor
 from afclip_lightning.components.scoring import upsample
 from afclip_runtime.types import ImageSize
 
-NEAR = 1e-2  # squared distances below are computed again from differences: 2 - 2ab loses what small ones consist of
+NEAR = 1e-2  # squared distances below are recomputed from differences, since 2 - 2ab loses their precision
 
 
 class MutualScoring:
@@ -91,7 +91,7 @@ def nearest_distances(cosines: Tensor, queries: Tensor, references: Tensor) -> T
     Reference: MuSc, MSM.
     """
     squared = 2 - 2 * cosines.amax(3)
-    for near in (squared < NEAR).nonzero().split(queries.shape[1]):  # a few at a time: they may be all
+    for near in (squared < NEAR).nonzero().split(queries.shape[1]):  # in parts, since all pairs may be near
         p, q, n = near.unbind(1)
         nearest = references[q, cosines[p, q, n].argmax(1)]
         squared[p, q, n] = (queries[p, n] - nearest).square_().sum(1)

@@ -36,7 +36,7 @@ def state_logits(backbone: ClipBackbone, features: ClipFeatures, text: Tensor, t
 
     Reference: the baselines of WinCLIP, AnomalyCLIP and FAPrompt.
     """
-    assert features.image_embedding is not None  # the spec asks for it
+    assert features.image_embedding is not None  # requested by the spec
     image = F.normalize(features.image_embedding.float(), dim=-1)[:, None]
     (tokens,) = features.vv_tokens or features.tokens
     patches = backbone.embed_tokens(tokens[:, 1:])

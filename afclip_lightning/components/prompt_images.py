@@ -16,7 +16,7 @@ from afclip_lightning.data.loading_options import Loading
 from afclip_lightning.types import Batch, Sample
 from afclip_runtime.errors import DatasetError
 
-THREADS = 8  # that decode the images of a step
+THREADS = 8  # threads that decode the images of a step
 
 
 class PromptImages:
@@ -103,7 +103,7 @@ class PromptImages:
         collate, batches = Collate(self.preprocess, store=store), []
         for part in filter(None, parts):
             batch, _ = collate(part)
-            assert isinstance(batch, Batch)  # no loader's process is at work here
+            assert isinstance(batch, Batch)  # no worker process is involved here
             batches.append(batch)
         rows = {item.sample.image_path: row for row, item in enumerate(parts[0] + parts[1])}
         return batches, [rows[sample.image_path] for sample in drawn]

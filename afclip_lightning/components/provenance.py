@@ -1,4 +1,4 @@
-"""Where a method is from."""
+"""The origin of a method."""
 
 from typing import ClassVar
 
@@ -7,10 +7,10 @@ class Provenance:
     """Facts about the origin of a method, as attributes of its class.
 
     Attributes:
-        title: What tables and pages call the method; empty for one that they do not list.
-        paper: Key of its paper in docs/references.bib; empty for a rule of one's own.
+        title: Name of the method in tables and pages; empty for a method that they do not list.
+        paper: Key of its paper in docs/references.bib; empty for a rule of this project.
         official_code: The authors' repository on GitHub, `OWNER/NAME`; empty where none is public.
-        parity: What its numbers were compared with.
+        parity: Code or numbers that its numbers were compared with.
     """
 
     title: ClassVar[str] = ""

@@ -11,7 +11,7 @@ from afclip_runtime.errors import DatasetError
 Ranges = dict[Key, tuple[float, float]]
 """Lowest and highest value, by `(dataset, category)`."""
 
-SMALLEST_RANGE = 1e-4  # of a category; two passes round differently, which must not be scaled up
+SMALLEST_RANGE = 1e-4  # smallest range of a category: it must not amplify rounding differences between two passes
 
 
 def merged(ranges: Sequence[Ranges]) -> Ranges:

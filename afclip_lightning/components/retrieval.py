@@ -7,8 +7,8 @@ from torch.utils.checkpoint import checkpoint
 
 from afclip_lightning.components.mutual_scoring import aggregate
 
-KEYS_AT_ONCE = 4096  # that queries are compared with; the memories of MVTec AD and VisA have fewer
-SIMILARITIES_AT_ONCE = 2**24  # of those that say which keys are hidden, which are looked at query by query
+KEYS_AT_ONCE = 4096  # keys that queries are compared with at once; the memories of MVTec AD and VisA have fewer
+SIMILARITIES_AT_ONCE = 2**24  # similarities held at once while the hidden keys of queries are determined
 
 
 def retrieve(
@@ -82,7 +82,7 @@ def most_alike(queries: Tensor, keys: Tensor, share: float) -> Tensor:
     Args:
         queries: `[R, D]`.
         keys: `[K, D]`.
-        share: In [0, 1).
+        share: Share in [0, 1).
     """
     if not len(keys):
         return queries.new_zeros(len(queries), 0, dtype=torch.bool)
@@ -157,7 +157,7 @@ def _log_sum(queries: Tensor, keys: Tensor, hidden: Tensor | None) -> Tensor:
 
     sums = []
     for start in range(0, len(keys), KEYS_AT_ONCE):
-        if torch.is_grad_enabled():  # the similarities of a block are computed again on the way back
+        if torch.is_grad_enabled():  # the backward pass recomputes the similarities of a block
             sums.append(checkpoint(block, queries, keys, start, use_reentrant=False))
         else:
             sums.append(block(queries, keys, start))

@@ -9,7 +9,7 @@ from torch import Tensor
 from afclip_runtime.errors import UserError
 from afclip_runtime.types import ImageSize, height_and_width
 
-WIDEST_SIGMA = 8192  # pixels: the largest side of an image that a backbone takes
+WIDEST_SIGMA = 8192  # in pixels: the largest image side that a backbone accepts
 
 
 def similarity_logits(tokens: Tensor, text_embeddings: Tensor, temperature: float) -> Tensor:
@@ -23,7 +23,7 @@ def similarity_logits(tokens: Tensor, text_embeddings: Tensor, temperature: floa
 
     Reference: AF-CLIP, Eq. (9); FAPrompt, Eq. (3).
     """
-    with torch.autocast(tokens.device.type, enabled=False):  # sums of many such logits go far beyond half precision
+    with torch.autocast(tokens.device.type, enabled=False):  # sums of many such logits overflow half precision
         return tokens.float() @ text_embeddings.float().mT / temperature
 
 
@@ -131,21 +131,21 @@ def blur(maps: Tensor, window: int, sigma: float) -> Tensor:
 
 
 @lru_cache(maxsize=32)
-@torch.inference_mode(False)  # a kept tensor must serve training as well
+@torch.inference_mode(False)  # a cached tensor is also used in training
 def _blur_matrix(length: int, window: int, sigma: float, device: torch.device) -> Tensor:
     """Returns the `[length, length]` matrix of one axis, float32, computed in float64 and cached per device."""
     offsets = torch.arange(window) - window // 2
     weights = torch.exp(-(offsets.double() ** 2) / (2 * sigma**2))
     period = max(2 * (length - 1), 1)
     index = (torch.arange(length)[:, None] + offsets) % period
-    index = torch.minimum(index, period - index)  # mirrored, however narrow the map is
+    index = torch.minimum(index, period - index)  # mirrored, also if the map is narrower than the filter
     matrix = torch.zeros(length, length, dtype=torch.float64)
     matrix.scatter_add_(1, index, (weights / weights.sum()).expand_as(index))
     return matrix.float().to(device)
 
 
 @lru_cache(maxsize=32)
-@torch.inference_mode(False)  # a kept tensor must serve training as well
+@torch.inference_mode(False)  # a cached tensor is also used in training
 def _upsample_and_smooth_matrix(
     length: int, size: int, sigma: float, device: torch.device, dtype: torch.dtype
 ) -> Tensor:

@@ -79,7 +79,7 @@ class SubspaceBank(MemoryBank):
 
     def fit_moments(self, key: Key, moments: Moments) -> None:
         """Fits the subspace of a category to the moments of its patches."""
-        self.moments = {key: moments}  # of a category that comes in parts
+        self.moments = {key: moments}  # used if the category arrives in parts
         self._set(key, list(moments.subspace(self.explained_variance)), [], [])
 
     def fit_parts(
@@ -91,7 +91,7 @@ class SubspaceBank(MemoryBank):
             for part in parts:
                 fit_memory(key, part)
                 total = self.moments[key] if total is None else total + self.moments[key]
-        assert total is not None  # few-shot images have a part each
+        assert total is not None  # each few-shot image has a part
         self.fit_moments(key, total)
 
     def residuals(self, keys: Iterable[Key], patches: Tensor) -> Tensor:

@@ -25,10 +25,10 @@ from afclip_lightning.types import Sample
 from afclip_runtime.errors import DatasetError
 from afclip_runtime.images.find import walk_images
 
-Array = NDArray[Any]  # numpy's stubs lose the type at every turn
+Array = NDArray[Any]  # NumPy's stubs do not keep the type
 Shape = tuple[int, int]  # height and width in pixels
 
-# DRAEM's ten changes of a texture, each by its nearest in albumentations; see `DraemSynthesis`.
+# DRAEM's ten texture augmentations, each as the nearest one of albumentations; see `DraemSynthesis`.
 AUGMENTATIONS: tuple[Callable[[], A.ImageOnlyTransform | A.DualTransform], ...] = (
     lambda: A.RandomGamma((50, 200), p=1),
     lambda: A.RandomBrightnessContrast((-30 / 255, 30 / 255), (-0.2, 0.2), p=1),
@@ -174,7 +174,7 @@ class ProceduralTextures(TextureSource):
         level = pattern + rng.uniform(0, 0.3) * (_grain(shape, rng) - 0.5)
         colours = (rng.uniform(0, 255, (3, 1)) + rng.uniform(-70, 70, (3, 3))).clip(
             0, 255
-        )  # muted, as of real surfaces
+        )  # muted colours, as on real surfaces
         shades = [np.interp(np.arange(256), (0, 128, 255), channel) for channel in colours.T]
         palette = np.stack(shades, axis=-1).astype(np.uint8)  # [256, 3]
         return palette[(level * 255).clip(0, 255).astype(np.uint8)]

@@ -73,7 +73,7 @@ class TestTimeAdapter(nn.Module):
         ValueError: An argument is out of its range.
     """
 
-    __test__ = False  # for pytest, which goes by the name
+    __test__ = False  # pytest would collect the class by its name
     weight: Tensor
     bias: Tensor
 
@@ -118,7 +118,7 @@ class TestTimeAdapter(nn.Module):
         """
         device = self.weight.device.type
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False):
-            # inference mode's tensors cannot enter a graph: their copies can
+            # tensors from inference mode cannot take part in autograd, but copies can
             own = [tensor.detach().float().clone() for tensor in tensors]
             start = (value.expand(len(own[0]), *value.shape).clone() for value in (self.weight, self.bias))
             weight, bias = (value.requires_grad_() for value in start)

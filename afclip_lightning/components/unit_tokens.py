@@ -16,8 +16,8 @@ from torch.autograd.function import once_differentiable
 
 from afclip_lightning.backbones.normed_projection import NormedProjection
 
-BLOCKS = 4  # rows of a symmetric gradient are computed in so many blocks, each from its diagonal on
-SHORTEST = 1e-12  # a shorter token is not made longer, as in `torch.nn.functional.normalize`
+BLOCKS = 4  # number of row blocks of a symmetric gradient; each is computed from its diagonal on
+SHORTEST = 1e-12  # shorter tokens are divided by this, as in `torch.nn.functional.normalize`
 
 
 class FormedTokens:
@@ -28,7 +28,7 @@ class FormedTokens:
         text: `[K, D]`, L2-normalised.
 
     Attributes:
-        cosines: With the texts, `[B, T, K]`, float32.
+        cosines: Cosines with the texts, `[B, T, K]`, float32.
     """
 
     def __init__(self, tokens: Tensor, text: Tensor) -> None:
@@ -88,7 +88,7 @@ class JoinedTokens:
         self.inner, self.ending = inner, ending
         squares = QuadraticForms.apply(inner, ending.forms)
         linear = inner @ ending.vectors + ending.constants
-        inverse = (squares[..., :1] + linear[..., :1] + ending.eps).rsqrt()  # of the standard deviation
+        inverse = (squares[..., :1] + linear[..., :1] + ending.eps).rsqrt()  # inverse standard deviation
         square = (squares[..., 1:] + linear[..., 1:2]) * inverse**2 + linear[..., 2:3] * inverse + ending.of_shift
         self.shift_weight = square.clamp(min=SHORTEST**2).rsqrt()  # [B, T, 1]
         self.inner_weight = inverse * self.shift_weight

@@ -71,7 +71,7 @@ def fuse(
     with torch.inference_mode():
         for group, path in progress(every, len(every)):
             batch = predictor.engine.batch_of(predictor.views(path))
-            group.append(fusion.said_of(fusion.extract(batch), batch).cpu())
+            group.append(fusion.statistics_of(fusion.extract(batch), batch).cpu())
     fusion.take_normal([torch.cat(group) for group in groups if group])
     write_head_file(
         out,

@@ -156,7 +156,7 @@ class AACLIP(AnomalyMethod):
                 raise ValueError(f"{name} must be within 0 to {depth}, the tower's blocks, got {count}")
         require_weights(text_weight=text_weight, image_weight=image_weight)
         self.save_hyperparameters(ignore=["backbone", "optimizer"], logger=False)
-        backbone.spec(vv_layers=[backbone.vision.depth], vv_from=1)  # refuses a tower that V-V attention cannot run on
+        backbone.spec(vv_layers=[backbone.vision.depth], vv_from=1)  # raises if V-V attention cannot run on this tower
         self.text_epochs = text_epochs
         self.text_lr = text_lr
         self.milestones = tuple(milestones)
@@ -181,22 +181,22 @@ class AACLIP(AnomalyMethod):
 
     @property
     def in_text_stage(self) -> bool:
-        """Returns whether the present epoch is of stage 1."""
+        """Returns whether the current epoch is in stage 1."""
         return self.current_epoch < self.text_epochs
 
     @property
     def needs_test_set(self) -> bool:
-        """See the base class: `image_score: scaled` does."""
+        """Returns whether `image_score` is `scaled`; see the base class."""
         return self.image_score == "scaled"
 
     def extract(self, batch: Batch) -> ClipFeatures:
-        """Returns no features but the grid: the tower runs with its adapters, in `loss` and `score`."""
+        """Returns the grid without features, because the tower runs with its adapters in `loss` and `score`."""
         return ClipFeatures((), self.backbone.grid)
 
     # --- texts
 
     def name_of(self, sample: Sample) -> str:
-        """Returns what prompts call a sample's category."""
+        """Returns the name of a sample's category in prompts."""
         if self.names == "category":
             return sample.category
         described = AACLIP_NAMES.get(sample.dataset.removesuffix("_seen"), {}) if self.names == "description" else {}
@@ -211,7 +211,7 @@ class AACLIP(AnomalyMethod):
 
     @torch.no_grad()
     def frozen_tokens(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Returns the patches `[B, N, D]` of each layer after V-V attention, and the class token `[B, D]`: unit length.
+        """Returns each layer's patches `[B, N, D]` after V-V attention, and the class token `[B, D]`, L2-normalised.
 
         Args:
             image: `[B, 3, H, W]`, normalised.
@@ -245,7 +245,7 @@ class AACLIP(AnomalyMethod):
             overlap = (text[:, 0] * text[:, 1]).sum(-1)
             if self.text_stage == "paper":
                 disentangle = batch_mean(overlap.square())
-            else:  # the share of a squared mean, with its gradient
+            else:  # this process's share of a squared mean, with its gradient
                 share = batch_mean(overlap)
                 mean = total(share) / processes()
                 disentangle = 2 * mean * share - mean.square()
@@ -255,7 +255,7 @@ class AACLIP(AnomalyMethod):
     # --- stage 2 and test
 
     def adapted_tokens(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Returns the projected patches `[B, N, D]` at unit length, as many as there are maps, and the image `[B, D]`.
+        """Returns the projected patches `[B, N, D]`, L2-normalised, one tensor per map, and the image `[B, D]`.
 
         Args:
             image: `[B, 3, H, W]`, normalised.
@@ -266,7 +266,7 @@ class AACLIP(AnomalyMethod):
             return self.image_adapters[number - 1](tokens) if number <= len(self.image_adapters) else tokens
 
         tapped = self.backbone.encode_adapted(image, self.spec, step).tokens
-        with torch.autocast(image.device.type, enabled=False):  # cosines count a hundred times in a logit
+        with torch.autocast(image.device.type, enabled=False):  # a logit is 100 times a cosine
             normed = [self.backbone.vision.normalise(tokens[:, 1:].float()) for tokens in tapped]
             patches = [self._project(layer, x) for layer, x in zip(self.patch_projections, normed, strict=True)]
             if self.map_fusion == "tokens":
@@ -290,17 +290,17 @@ class AACLIP(AnomalyMethod):
         return image_cross_entropy(logits[labelled], batch.label[labelled])
 
     def patch_maps(self, patches: Sequence[Tensor], text: Tensor) -> Tensor:
-        """Returns by how much each patch's abnormal logit is above its normal one, `[maps, B, h, w]`.
+        """Returns the abnormal minus the normal logit of each patch, `[maps, B, h, w]`.
 
         Args:
-            patches: `[B, N, D]` each.
+            patches: `[B, N, D]` per map.
             text: `[B, 2, D]`.
         """
         logits = torch.stack([similarity_logits(layer, text, self.temperature) for layer in patches])
         return logits.diff(dim=-1)[..., 0].unflatten(-1, self.backbone.grid)
 
     def _map_losses(self, patches: Sequence[Tensor], text: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Returns focal and Dice losses, each the sum over the maps; images of unknown mask take no part."""
+        """Returns focal and Dice losses, each summed over the maps. Images without a known mask are left out."""
         known, terms = batch.known, dict[str, Tensor]()
         for patch_map in self.patch_maps(patches, text):
             pixels = upsample(patch_map[known], self.spec.image_size, align_corners=True).sigmoid()
@@ -309,12 +309,12 @@ class AACLIP(AnomalyMethod):
         return terms
 
     def loss(self, features: ClipFeatures, batch: Batch) -> dict[str, Tensor]:
-        """Returns the loss terms of the present epoch's stage and their weighted sum `total`.
+        """Returns the loss terms of the current stage and their weighted sum `total`.
 
         Reference: AA-CLIP, Eq. (4); the official code for stage 2.
         """
         terms = self._text_loss(batch) if self.in_text_stage else self._image_stage_loss(batch)
-        if processes() > 1:  # which expect a gradient of every parameter, of the other stage too
+        if processes() > 1:  # processes expect a gradient of every parameter, also of the other stage
             for idle in self._of_stage(not self.in_text_stage):
                 terms["total"] = terms["total"] + 0 * idle.sum()
         return terms
@@ -322,18 +322,18 @@ class AACLIP(AnomalyMethod):
     def measured(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Returns the maps `[B, H, W]`, not bounded, and the images' logits `[B, 2]`.
 
-        A map is half of the difference of the logits, and a half, added up over the layers with `maps`; as in the
-        official code no softmax is taken, which would make large differences alike.
+        A map is half the difference of the logits plus 0.5; with `maps`, the maps of the layers are added up. As in the
+        official code, there is no softmax, which would make large differences almost equal.
         """
         text = self.text(batch.samples)
         patches, image = self.adapted_tokens(batch.image)
         maps = self.patch_maps(patches, text)
-        summed = blur(maps.sum(0), self.blur_window, self.blur_sigma)  # both are linear, as upsampling is
+        summed = blur(maps.sum(0), self.blur_window, self.blur_sigma)  # sum and blur are linear, like upsampling
         pixels = upsample(summed, self.spec.image_size, align_corners=True)
         return (pixels + len(maps)) / 2, similarity_logits(image[:, None], text, 1.0)[:, 0]
 
     def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
-        """Returns the image's score, see `image_score`, and the map, which is not bounded.
+        """Returns the image score (see `image_score`) and the map, which is not bounded.
 
         Raises:
             DatasetError: With `scaled`, nothing was measured of a category.
@@ -346,7 +346,7 @@ class AACLIP(AnomalyMethod):
             of_map = scaled(highest, batch, self.map_ranges)
             return AnomalyPrediction((of_map + scaled(_of_image(logits), batch, self.image_ranges)) / 2, maps)
         layers = 1 if self.map_fusion == "tokens" else len(self.patch_projections)
-        probability = (2 * highest / layers - 1).sigmoid()  # of the mean of the layers' logits
+        probability = (2 * highest / layers - 1).sigmoid()  # from the mean of the layers' logits
         return AnomalyPrediction((anomaly_probability(logits) + probability) / 2, maps)
 
     # --- the test set, with `scaled`
@@ -374,7 +374,7 @@ class AACLIP(AnomalyMethod):
         self.image_ranges = merged([of_images for _, of_images in observed])
 
     def on_evaluation_end(self) -> None:
-        """Drops the texts and the ranges of the pass too."""
+        """Also drops the texts and the ranges of the pass."""
         super().on_evaluation_end()
         self.text.reset()
         self.map_ranges, self.image_ranges = {}, {}
@@ -387,7 +387,7 @@ class AACLIP(AnomalyMethod):
         return [parameter for name, parameter in trained if name.startswith("text_") == text]
 
     def configure_optimizers(self) -> Optimizer | None:
-        """Returns one optimiser of two groups of parameters, those of stage 2 and those of stage 1."""
+        """Returns one optimiser with two groups of parameters: of stage 2, and of stage 1."""
         if self.optimizer is None:
             return None
         groups: list[dict[str, Any]] = [{"params": self._of_stage(False), "stage": "image"}]
@@ -395,11 +395,11 @@ class AACLIP(AnomalyMethod):
             groups.append({"params": of_text, "stage": "text", "lr": self.text_lr})
         optimizer = self.optimizer(cast(Iterable[Tensor], groups))
         for group in optimizer.param_groups:
-            group |= {"initial_lr": group["lr"], "steps": 0}  # kept with the optimiser, so that a fit can go on
+            group |= {"initial_lr": group["lr"], "steps": 0}  # kept with the optimiser, so that training can resume
         return optimizer
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Leaves the other stage's parameters where they are, and lowers the learning rate at its milestones."""
+        """Keeps the other stage's parameters fixed, and lowers the learning rate at its milestones."""
         stage = "text" if self.in_text_stage else "image"
         for group in optimizer.param_groups:
             if group["stage"] != stage:
@@ -411,7 +411,7 @@ class AACLIP(AnomalyMethod):
                 group["steps"] += 1
 
     def on_fit_start(self) -> None:
-        """Warns where the epochs leave nothing for stage 2."""
+        """Warns if no epoch is left for stage 2."""
         if self.text_epochs and (self.trainer.max_epochs or 0) in range(1, self.text_epochs + 1):
             rank_zero_warn(
                 f"max_epochs is {self.trainer.max_epochs}, and the text stage takes {self.text_epochs}: the visual "
@@ -419,7 +419,7 @@ class AACLIP(AnomalyMethod):
             )
 
     def on_train_epoch_start(self) -> None:
-        """Drops the texts, which the epoch before may have changed."""
+        """Drops the texts, which the previous epoch may have changed."""
         self.text.reset()
 
     def on_train_end(self) -> None:
@@ -428,7 +428,7 @@ class AACLIP(AnomalyMethod):
 
 
 def _of_image(logits: Tensor) -> Tensor:
-    """Returns an image's value as the code has it, `[B]`: its similarity to the abnormal state, from 0 to 1."""
+    """Returns the image value of the official code, `[B]`: the similarity to the abnormal state, from 0 to 1."""
     return (logits[:, 1] + 1) / 2
 
 

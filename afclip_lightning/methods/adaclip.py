@@ -33,7 +33,7 @@ from afclip_lightning.prompts.templates import ADACLIP_ABNORMAL, ADACLIP_NORMAL,
 from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures, Sample
 
 Fusion = Literal["highest_cluster", "top_patches", "none"]
-PATCHES_A_CLUSTER = 5  # of `top_patches`
+PATCHES_A_CLUSTER = 5  # for `top_patches`
 
 
 def adamw(parameters: Iterable[Tensor]) -> AdamW:
@@ -112,7 +112,7 @@ class AdaCLIP(AnomalyMethod):
     official_code = "caoyunkang/AdaCLIP"
     parity = "equal to the official code, except for the clusters of its fusion, which start at random there"
     needs_class_name: ClassVar[bool] = True
-    needs_pixels: ClassVar[bool] = True  # of the second pass
+    needs_pixels: ClassVar[bool] = True  # for the second pass
     changes_blocks: ClassVar[bool] = True
     fixed_by_training = (
         "layers",
@@ -197,7 +197,7 @@ class AdaCLIP(AnomalyMethod):
         self.text.reset()
 
     def on_evaluation_end(self) -> None:
-        """Drops the texts of the pass too."""
+        """Also drops the texts of the pass."""
         super().on_evaluation_end()
         self.text.reset()
 
@@ -205,11 +205,11 @@ class AdaCLIP(AnomalyMethod):
         return embed_states(self.backbone, *_sentences(name_of(sample, self.names)), "norm_mean_norm")
 
     def embed_text(self, samples: Sequence[Sample], condition: Tensor) -> Tensor:
-        """Returns the texts of each image, `[B, 2, D]`, of its own prompts: one pass of the text tower.
+        """Returns the text embeddings of each image, from its own prompts, `[B, 2, D]`, in one pass of the text tower.
 
         Args:
             samples: The B samples, or one that stands for all.
-            condition: `[B, D]`, what dynamic prompts are made of.
+            condition: `[B, D]`, input of the dynamic prompts.
 
         Raises:
             ValueError: A sentence does not fit into the text tower's context.
@@ -231,7 +231,7 @@ class AdaCLIP(AnomalyMethod):
 
         Args:
             image: `[B, 3, H, W]`, normalised.
-            condition: `[B, D]`, what dynamic prompts are made of.
+            condition: `[B, D]`, input of the dynamic prompts.
         """
         if self.visual_tokens is None:
             return self.backbone.encode_image(image, self.prompted_spec)
@@ -242,14 +242,14 @@ class AdaCLIP(AnomalyMethod):
         """Returns patches, class token and texts of a batch, after both passes.
 
         Args:
-            features: Of the frozen tower.
+            features: Features of the frozen tower.
             batch: The images.
         """
-        assert features.image_embedding is not None  # the spec asks for it
+        assert features.image_embedding is not None  # requested by the spec
         condition = features.image_embedding
         prompted = self.prompted(batch.image, condition)
         assert prompted.image_embedding is not None
-        with torch.autocast(condition.device.type, enabled=False):  # cosines count a hundred times in a logit
+        with torch.autocast(condition.device.type, enabled=False):  # a logit is 100 times a cosine
             patches = [
                 F.normalize(layer(tokens[:, 1:].float()), dim=-1)
                 for layer, tokens in zip(self.patch_layers, prompted.tokens, strict=True)
@@ -258,19 +258,19 @@ class AdaCLIP(AnomalyMethod):
         return Tokens(patches, image, self.embed_text(batch.samples, condition))
 
     def patch_logits(self, tokens: Tokens) -> Tensor:
-        """Returns by how much each patch's abnormal logit is above its normal one, `[L, B, N]`.
+        """Returns the abnormal minus the normal logit of each patch, `[L, B, N]`.
 
-        A softmax over two is a function of their difference, and what is between is linear: one plane and not two.
+        A softmax over two logits depends on their difference only, and upsampling is linear. So one plane is enough.
         """
         logits = [similarity_logits(patches, tokens.text, self.temperature) for patches in tokens.patches]
         return torch.stack(logits).diff(dim=-1)[..., 0]
 
     def image_logits(self, tokens: Tokens, patch_logits: Tensor) -> Tensor:
-        """Returns the image's logits `[B, 2]`, of the class token and what is fused with it.
+        """Returns the image logits `[B, 2]`, from the class token and the patches that are fused with it.
 
         Args:
-            tokens: From `tokens`.
-            patch_logits: From `patch_logits`.
+            tokens: Result of `tokens`.
+            patch_logits: Result of `patch_logits`.
         """
         image = tokens.image
         if self.fusion != "none":
@@ -280,13 +280,13 @@ class AdaCLIP(AnomalyMethod):
         return similarity_logits(image[:, None], tokens.text, self.temperature)[:, 0]
 
     def fused(self, patches: Sequence[Tensor], probability: Tensor) -> Tensor:
-        """Returns what hybrid semantic fusion makes of the patches, `[B, D]`, at unit length; differentiable.
+        """Returns the hybrid semantic fusion of the patches, `[B, D]`, L2-normalised. It is differentiable.
 
         Args:
-            patches: One `[B, N, D]` per layer, at unit length.
-            probability: Of the abnormal state, `[B, N]`.
+            patches: `[B, N, D]` per layer, L2-normalised.
+            probability: `[B, N]`, probability of the abnormal state.
 
-        Reference: AdaCLIP, hybrid semantic fusion; `top_patches` is the official code's.
+        Reference: AdaCLIP, hybrid semantic fusion; `top_patches` as in the official code.
         """
         if self.fusion == "top_patches":
             count = min(PATCHES_A_CLUSTER * self.clusters, probability.shape[1])
@@ -301,9 +301,9 @@ class AdaCLIP(AnomalyMethod):
         return F.normalize(cluster_means(mean, highest)[:, 0], dim=-1)
 
     def loss(self, features: ClipFeatures, batch: Batch) -> dict[str, Tensor]:
-        """Returns the loss terms and `total`, their sum; images of unknown mask take no part in the maps'.
+        """Returns the loss terms and their sum `total`. Images without a known mask have no map loss.
 
-        Each layer has a map of its own here, the softmax of its upsampled logits.
+        Each layer has a separate map here, the softmax of its upsampled logits.
 
         Reference: AdaCLIP; all weights are 1, as in the official code.
         """
@@ -326,7 +326,7 @@ class AdaCLIP(AnomalyMethod):
         return {"total": torch.stack(list(terms.values())).sum(), **terms}
 
     def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
-        """Returns the fused class token's probability, and the map of the layers' mean logits; both in [0, 1]."""
+        """Returns the probability of the fused class token, and the map of the layers' mean logits, both in [0, 1]."""
         tokens = self.tokens(features, batch)
         patch_logits = self.patch_logits(tokens)
         score = anomaly_probability(self.image_logits(tokens, patch_logits))

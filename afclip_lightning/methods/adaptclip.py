@@ -30,10 +30,10 @@ from afclip_lightning.prompts.templates import WINCLIP_ABNORMAL, WINCLIP_NORMAL,
 from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures, Sample
 
 Prompts = Callable[[Sequence[Sample], int, FeatureStore | None], tuple[list[Batch], list[int]]]
-TOP_TOKENS = 10  # per channel, whose mean stands beside that of all
+TOP_TOKENS = 10  # per channel; their mean is used beside the mean of all tokens
 
 
-class Said(NamedTuple):
+class AdapterOutput(NamedTuple):
     """Output of an adapter for a batch: image logits `[B, 2]` and the map of anomalous probabilities `[B, h, w]`."""
 
     image: Tensor
@@ -107,13 +107,13 @@ class PromptQueryAdapter(nn.Module):
             nn.Linear(half, 2, bias=False),
         )
 
-    def forward(self, layer: int, patches: Tensor, nearest: Tensor, grid: tuple[int, int]) -> Said:
-        """Returns what it says of a layer's patches; places are four to the side of a patch.
+    def forward(self, layer: int, patches: Tensor, nearest: Tensor, grid: tuple[int, int]) -> AdapterOutput:
+        """Returns the image logits and the map of a layer, which has 4 x 4 places per patch.
 
         Args:
-            layer: Which of the tapped layers, from 0.
+            layer: Position among the tapped layers, from 0.
             patches: `[B, N, D]`, L2-normalised.
-            nearest: The most similar normal patch of each, likewise.
+            nearest: `[B, N, D]`, L2-normalised, the most similar normal patch of each patch.
             grid: Patch grid `(h, w)`.
         """
         difference = (patches - nearest).abs()
@@ -121,7 +121,7 @@ class PromptQueryAdapter(nn.Module):
         tokens = self.norms[layer](compared.mT)  # [B, D, N]
         places = anomaly_probability(self.local(tokens.unflatten(2, grid)).movedim(1, -1))
         mean = (tokens.mean(dim=2) + mean_of_highest(tokens, TOP_TOKENS)) / 2
-        return Said(self.overall(mean).float(), places)
+        return AdapterOutput(self.overall(mean).float(), places)
 
 
 class AdaptCLIP(PromptMethod):
@@ -219,7 +219,7 @@ class AdaptCLIP(PromptMethod):
         self.fixed_texts: Tensor | None = None
 
     def embed_text(self) -> Tensor:
-        """Returns the learnt and the fixed pair of texts, `[2, 2, D]`, L2-normalised; of a pair the normal one first.
+        """Returns the learned and the fixed pair of texts, `[2, 2, D]`, L2-normalised, the normal text first per pair.
 
         The fixed pair is embedded once per fit, and once per pass.
         """
@@ -230,17 +230,17 @@ class AdaptCLIP(PromptMethod):
         return torch.stack([prototypes(self.learnt_texts(self.backbone)), self.fixed_texts])
 
     def setup(self, stage: str) -> None:
-        """Also looks for the normal images that training images are compared with.
+        """Also lists the normal images that training images are compared with.
 
         Raises:
-            DatasetError: A category has none.
+            DatasetError: A category has no normal image.
         """
         super().setup(stage)
         if stage == "fit" and self.data is not None:
             self.prompts = PromptImages.of(self.data.training_sets, self.preprocess, self.prompt_seed).read
 
     def on_train_start(self) -> None:
-        """Where the trainer was given loaders, has the normal images among those of its loader serve as prompts."""
+        """If the trainer was given a loader, takes the normal images of its dataset as prompt images."""
         dataset = getattr(self.trainer.train_dataloader, "dataset", None)
         if self.data is None and isinstance(dataset, AnomalyDataset):
             images = PromptImages(dataset.samples, [], self.preprocess, dataset.loading, self.prompt_seed)
@@ -251,7 +251,7 @@ class AdaptCLIP(PromptMethod):
         self.fixed_texts = None
 
     def on_evaluation_end(self) -> None:
-        """Drops the fixed texts too."""
+        """Also drops the fixed texts."""
         super().on_evaluation_end()
         self.fixed_texts = None
 
@@ -264,36 +264,36 @@ class AdaptCLIP(PromptMethod):
         """Fits the memory bank of a `(dataset, category)` on normal images `[S, 3, H, W]`, in the joint space."""
         self.memory.fit(key, self.projected(self.backbone.encode_image(image.to(self.device), self.spec)))
 
-    def beside_texts(self, features: ClipFeatures, tokens: Tensor, text: Tensor) -> tuple[Said, Said]:
-        """Returns what the visual and the textual adapter say.
+    def beside_texts(self, features: ClipFeatures, tokens: Tensor, text: Tensor) -> tuple[AdapterOutput, AdapterOutput]:
+        """Returns the outputs of the visual and the textual adapter.
 
         Args:
             features: Features of the backbone.
-            tokens: Of the last tapped layer, from `projected`.
+            tokens: Tokens of the last tapped layer, from `projected`.
             text: Result of `text_embeddings`.
         """
-        assert features.class_token is not None  # the spec asks for it
+        assert features.class_token is not None  # requested by the spec
         learnt, fixed = text
         with torch.autocast(self.device.type, enabled=False):
             image = self.backbone.project(features.class_token.float(), final_norm=False)[:, None]
-        visual = self._said(self.image_adapter(image), self.patch_adapter(tokens), fixed, features.grid)
-        return visual, self._said(image, tokens, learnt, features.grid)
+        visual = self._output(self.image_adapter(image), self.patch_adapter(tokens), fixed, features.grid)
+        return visual, self._output(image, tokens, learnt, features.grid)
 
-    def _said(self, image: Tensor, tokens: Tensor, text: Tensor, grid: tuple[int, int]) -> Said:
+    def _output(self, image: Tensor, tokens: Tensor, text: Tensor, grid: tuple[int, int]) -> AdapterOutput:
         image_logits, logits = (
             similarity_logits(F.normalize(one, dim=-1), text, self.temperature) for one in (image, tokens[:, 1:])
         )
-        return Said(image_logits[:, 0], anomaly_probability(logits).unflatten(1, grid))
+        return AdapterOutput(image_logits[:, 0], anomaly_probability(logits).unflatten(1, grid))
 
     def prompt_tokens(self, tokens: Sequence[Tensor], batch: Batch) -> list[Tensor]:
         """Returns the tokens of the normal image that each training image is compared with, `[B, 1 + N, D]` per layer.
 
         Args:
-            tokens: Of the training images, from `projected`.
-            batch: These.
+            tokens: Tokens of the training images, from `projected`.
+            batch: The training images.
 
         Raises:
-            TypeError: There is nothing to take them from.
+            TypeError: The batch has no references, and there are no prompt images.
         """
         if batch.reference is not None and batch.reference_rows is not None:
             every = list(tokens)
@@ -303,16 +303,17 @@ class AdaptCLIP(PromptMethod):
             return [one[batch.reference_rows[:, 0]] for one in every]
         if self.prompts is None:
             raise TypeError(
-                "AdaptCLIP trains beside normal images: give the trainer a data module, or batches with references."
+                "AdaptCLIP trains with normal reference images: give the trainer a data module, or batches that have "
+                "references."
             )
         batches, rows = self.prompts(batch.samples, self.current_epoch, self.store)
         parts = [self.projected(self.features_of(part.to(self.device))) for part in batches]
         return [torch.cat(layer)[rows] for layer in zip(*parts, strict=True)]
 
-    def adapters(self, features: ClipFeatures, batch: Batch) -> Iterator[Said]:
-        """Yields what each adapter says of the labelled images in training: visual, textual, comparison by layer.
+    def adapters(self, features: ClipFeatures, batch: Batch) -> Iterator[AdapterOutput]:
+        """Yields the outputs for the labelled images in training: visual, textual, and the comparison per layer.
 
-        Others are in no batch's statistics: some only fill up the last step of several processes.
+        Unlabelled images are left out of the batch statistics: some only fill up the last step of several processes.
         """
         rows, tokens = batch.labelled, self.projected(features)
         prompts = self.prompt_tokens(tokens, batch)
@@ -325,7 +326,7 @@ class AdaptCLIP(PromptMethod):
             yield self.comparison(layer, own, normal.gather(1, index), features.grid)
 
     def loss(self, features: ClipFeatures, batch: Batch) -> dict[str, Tensor]:
-        """Returns cross entropy, focal and Dice losses, each the sum over the adapters and layers, and `total`.
+        """Returns cross entropy, focal and Dice losses, each summed over the adapters and layers, and `total`.
 
         Images whose mask is not known take part in the image term only.
         """
@@ -341,9 +342,9 @@ class AdaptCLIP(PromptMethod):
         return {"total": sum(terms.values(), torch.zeros((), device=mask.device)), **terms}
 
     def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
-        """Returns the image score `[B]` and the map `[B, H, W]`; zero-shot both are probabilities.
+        """Returns the image score `[B]` and the map `[B, H, W]`. Zero-shot, both are probabilities.
 
-        With `k_shot` both are harmonic means, the map's with distances in [0, 2].
+        With `k_shot`, both are harmonic means. That of the map includes distances in [0, 2].
 
         Raises:
             DatasetError: With `k_shot`, a category has neither a memory bank nor few-shot images.
@@ -368,8 +369,8 @@ class AdaptCLIP(PromptMethod):
 
     def compared(
         self, tokens: Sequence[Tensor], keys: Sequence[Key], grid: tuple[int, int]
-    ) -> tuple[list[Said], list[Tensor]]:
-        """Returns what the comparison with the memory says of each layer, and distances in [0, 2], `[B, h, w]` each.
+    ) -> tuple[list[AdapterOutput], list[Tensor]]:
+        """Returns per layer the output of the comparison with the memory, and the distances in [0, 2], `[B, h, w]`.
 
         Raises:
             DatasetError: A category has neither a memory bank nor few-shot images.

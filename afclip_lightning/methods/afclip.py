@@ -132,7 +132,7 @@ class AFCLIP(PromptMethod):
         self.adapter = AttentionAdapter(backbone.vision.width, adapter_heads) if adapter else None
         if learnable_prompt:
             self.prompts: StatePrompts | None = StatePrompts(backbone, states, prompt_tokens, prompt_init_std)
-            text = None  # depends on what trains
+            text = None  # it depends on trained parameters
         else:
             self.prompts = None
             text = F.normalize(backbone.encode_text(states), dim=-1)
@@ -197,7 +197,7 @@ class AFCLIP(PromptMethod):
         counts = kinds.sum(-1)
         weights = kinds.new_zeros(len(batch.mask), *kinds.shape[1:])
         weights[known] = kinds
-        weights = F.pad(weights, (1, 0))  # the class token is neither
+        weights = F.pad(weights, (1, 0))  # the class token is neither normal nor anomalous
         cosines = torch.zeros((), device=text.device)
         alignments = []
         for tokens in self.unit_tokens(features, text):

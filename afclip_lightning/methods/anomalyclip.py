@@ -142,7 +142,7 @@ class AnomalyCLIP(PromptMethod):
         if text.shape[1] > 2:
             terms["orthogonal"] = torch.stack([orthogonality_loss(member[1:]) for member in text]).mean()
             total = total + self.orthogonal_weight * terms["orthogonal"]
-        # the terms are means over the members; each member is to train as if it were alone
+        # the terms are means over the members, but each member trains as if it were alone
         return {"total": members * total, **terms}
 
     def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:

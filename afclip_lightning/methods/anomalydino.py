@@ -19,13 +19,13 @@ from afclip_lightning.methods.base import AnomalyMethod, UsesTestSet
 from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures, Sample
 from afclip_runtime.errors import DatasetError
 
-EVERY = "*"  # in a list of categories
+EVERY = "*"  # every category, in a list of categories
 MASKED = (
     *("capsule", "hazelnut", "pill", "screw", "toothbrush"),  # of MVTec AD
     *("candle", "capsules", "cashew", "chewinggum", "fryum", "macaroni1", "macaroni2"),  # all of VisA
     *("pcb1", "pcb2", "pcb3", "pcb4", "pipe_fryum"),
 )
-FEWEST_FOR_A_SHARE = 100  # patches: of fewer the highest counts
+FEWEST_FOR_A_SHARE = 100  # patches; with fewer, the highest value counts
 Place = tuple[str, str, str]  # dataset, category, path
 
 
@@ -148,15 +148,15 @@ class AnomalyDINO(AnomalyMethod):
             if self.mask_references and (shown := self.shown(patches, [key[1]])) is not None:
                 kept.append(shown)
         of_image = torch.cat(copies, dim=1)  # [S, turns * N, C]: copies belong to their image
-        tokens = torch.cat([of_image[:, :1], of_image], dim=1)  # the first stands for the class token
+        tokens = torch.cat([of_image[:, :1], of_image], dim=1)  # the first patch takes the place of the class token
         self.memory.fit(key, [tokens], kept=torch.cat(kept, dim=1) if kept else None)
 
     def extract(self, batch: Batch) -> ClipFeatures:
-        """Returns the backbone's features; none in the batched case, where `score` looks up what came of them."""
+        """Returns the backbone's features; none in the batched case, where `score` looks up stored results."""
         return super().extract(batch) if self.k_shot else ClipFeatures(tokens=(), grid=self.backbone.grid)
 
     def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
-        """Returns the mean of the highest distances `[B]`, and the map of all `[B, H, W]`; both in [0, 2].
+        """Returns the mean of the highest distances `[B]`, and the map of all distances `[B, H, W]`, both in [0, 2].
 
         Raises:
             DatasetError: A category has no memory bank and no few-shot images, or an image was not observed.
@@ -178,14 +178,14 @@ class AnomalyDINO(AnomalyMethod):
     def _known(self, sample: Sample) -> Tensor:
         if (place := _place(sample)) not in self.known:
             raise DatasetError(
-                f"{sample.image_path}: AnomalyDINO knows nothing of this image: with k_shot 0 images are compared with "
-                "all other test images of their category. Use validate, test or predict, or give few-shot images and "
-                "k_shot."
+                f"{sample.image_path}: AnomalyDINO has no results for this image: with k_shot 0 images are compared "
+                "with all other test images of their category. Use validate, test or predict, or give few-shot images "
+                "and k_shot."
             )
         return self.known[place]
 
     def observe(self, test_set: WholeTestSet) -> dict[Place, Tensor]:
-        """Returns the patches' distances of this process's categories.
+        """Returns the distances of the patches of this process's categories, by image.
 
         Raises:
             DatasetError: A category has a single test image.
@@ -214,11 +214,11 @@ class AnomalyDINO(AnomalyMethod):
         return {_place(sample): one for sample, one in zip(samples, distances, strict=True)}
 
     def take_observed(self, observed: Sequence[dict[Place, Any]]) -> None:
-        """Keeps what is found of each image, by whichever process."""
+        """Stores the distances that all processes have computed."""
         self.known = {place: one for part in observed for place, one in part.items()}
 
     def on_evaluation_end(self) -> None:
-        """Drops what is known of the test images."""
+        """Also drops the distances of the test images."""
         super().on_evaluation_end()
         self.known = {}
 
@@ -226,8 +226,8 @@ class AnomalyDINO(AnomalyMethod):
 def batched_distances(unit: Tensor, neighbour_share: float, device: torch.device | None = None) -> Tensor:
     """Returns the mean distance of patches to the nearest patches of the other images, `[I, N]`, on the CPU.
 
-    With k the share of all patches, those nearer than the k-th count, and at least one. The official code may have
-    none.
+    The mean is over the patches that are nearer than the k-th nearest, where k is the share of all patches. It is over
+    at least one patch. The official code may average over none.
 
     Args:
         unit: Patches of the images of a category, `[I, N, C]`, L2-normalised.

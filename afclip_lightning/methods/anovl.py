@@ -21,7 +21,7 @@ from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures, Sampl
 
 Adapter = Literal["text", "linear"]
 LUMA = (0.299, 0.587, 0.114)
-SIXTEENTHS = (-4, -3, -2, -1, 1, 2, 3, 4)  # of a half turn
+SIXTEENTHS = (-4, -3, -2, -1, 1, 2, 3, 4)  # angles in sixteenths of a half turn
 SHIFTS = tuple((a * across, a * down) for a in (0.2, 0.1) for across, down in ((1, 1), (-1, 1), (-1, -1), (1, -1)))
 
 
@@ -35,7 +35,7 @@ def augmented_views(image: Tensor) -> Iterator[Tensor]:
         image: `[B, 3, H, W]`, normalised.
 
     Reference: AnoVL's official code, which handles squares only. Differs: it interpolates quarter turns as well, at
-    pixel positions. An image that is no square is rotated within its frame.
+    pixel positions. An image that is not square is rotated within its frame.
     """
     yield image
     for sixteenth in SIXTEENTHS:
@@ -50,13 +50,13 @@ def augmented_views(image: Tensor) -> Iterator[Tensor]:
 
 
 def _turned(image: Tensor, angle: float) -> Tensor:
-    """Returns images turned about their middle, by an angle between pixels: a circle stays one in any frame."""
+    """Returns images rotated about their centre. Angles are measured in pixels, so a circle stays a circle."""
     tall = (image.shape[-2] - 1) / (image.shape[-1] - 1)
     return _moved(image, [[np.cos(angle), -np.sin(angle) * tall, 0], [np.sin(angle) / tall, np.cos(angle), 0]])
 
 
 def _moved(image: Tensor, matrix: list[list[float]]) -> Tensor:
-    """Returns images sampled where an affine map, in units of half the side, takes each pixel."""
+    """Returns images resampled at the positions to which an affine map, in units of half a side, moves the pixels."""
     theta = image.new_tensor(matrix).expand(image.shape[0], 2, 3)
     grid = F.affine_grid(theta, list(image.shape), align_corners=True)
     return F.grid_sample(image, grid, padding_mode="reflection", align_corners=True)
@@ -134,7 +134,7 @@ class AnoVL(AnomalyMethod):
         self.noise_std = noise_std
         self.hard_weight = hard_weight
         self.seed = seed
-        sentences = sum(map(len, domain_aware("", texture=False)))  # as many of a texture
+        sentences = sum(map(len, domain_aware("", texture=False)))  # a texture has the same number
         outputs = sentences if self.adapts_to_prompts else backbone.embed_dim
         self.adapter = TestTimeAdapter(
             backbone.embed_dim, outputs, "linear", residual, steps, learning_rate, weight_decay, seed
@@ -176,7 +176,7 @@ class AnoVL(AnomalyMethod):
 
     def image_score(self, features: ClipFeatures, batch: Batch, text: Tensor) -> Tensor:
         """Returns the probability of the class token, `[B]`. With `augment` it is the mean over the views."""
-        assert features.image_embedding is not None  # the spec asks for it
+        assert features.image_embedding is not None  # requested by the spec
         embeddings = [features.image_embedding]
         if self.augment:
             embeddings += [self._embed_view(view) for view in islice(augmented_views(batch.image), 1, None)]
@@ -202,7 +202,7 @@ class AnoVL(AnomalyMethod):
 
         Args:
             samples: The images.
-            patches: `[B, N, D]`, theirs.
+            patches: `[B, N, D]`, patches of the images.
             text: `[B, 2, D]`.
             sentences: `[B, K, D]`.
 

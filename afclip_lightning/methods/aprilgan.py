@@ -62,7 +62,7 @@ class APRILGAN(AnomalyMethod):
     parity = "equal to the official code"
     takes_few_shot: ClassVar[bool] = True
     memory: MemoryBank
-    uses_test_set: ClassVar[UsesTestSet] = "with few-shot images"  # whose highest values are scaled over the category
+    uses_test_set: ClassVar[UsesTestSet] = "with few-shot images"  # scales the highest map values over the category
     needs_class_name: ClassVar[bool] = True
     fixed_by_training = ("names", "temperature")
 
@@ -105,7 +105,7 @@ class APRILGAN(AnomalyMethod):
         self.ranges = merged(observed)
 
     def on_evaluation_end(self) -> None:
-        """Drops the texts and the ranges of the pass too."""
+        """Also drops the texts and the ranges of the pass."""
         super().on_evaluation_end()
         self.text.reset()
         self.ranges = {}
@@ -126,7 +126,7 @@ class APRILGAN(AnomalyMethod):
             text: `[B, 2, D]`, from `text`.
         """
         for linear, tokens in zip(self.linear, features.tokens, strict=True):
-            with torch.autocast(tokens.device.type, enabled=False):  # cosines count a hundred times in a logit
+            with torch.autocast(tokens.device.type, enabled=False):  # a logit is 100 times a cosine
                 patches = F.normalize(linear(tokens[:, 1:].float()), dim=-1)
             difference = similarity_logits(patches, text, self.temperature).diff(dim=-1)
             patch_map = difference[..., 0].unflatten(1, features.grid)
@@ -146,13 +146,13 @@ class APRILGAN(AnomalyMethod):
         return {"total": terms["focal"] + terms["dice"], **terms}
 
     def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
-        """Returns the class token's score, with `k_shot` beside the map's highest, and the map.
+        """Returns the image score and the map. With `k_shot`, the score includes the maximum of the map.
 
         Raises:
             DatasetError: With `k_shot`, nothing was measured of a category.
         """
         text = self.text(batch.samples)
-        assert features.image_embedding is not None  # the spec asks for it
+        assert features.image_embedding is not None  # requested by the spec
         image = F.normalize(features.image_embedding.float(), dim=-1)
         score = anomaly_probability(similarity_logits(image[:, None], text, self.temperature))[:, 0]
         anomaly_map = self.anomaly_map(features, batch, text)
@@ -162,7 +162,7 @@ class APRILGAN(AnomalyMethod):
         return AnomalyPrediction(score, anomaly_map)
 
     def anomaly_map(self, features: ClipFeatures, batch: Batch, text: Tensor) -> Tensor:
-        """Returns the sum of the layers' maps, with `k_shot` and of the distances to the memory, `[B, H, W]`.
+        """Returns the sum of the layers' maps and, with `k_shot`, of the distances to the memory, `[B, H, W]`.
 
         Args:
             features: Features of the backbone.
@@ -178,7 +178,7 @@ class APRILGAN(AnomalyMethod):
         return total
 
     def measure(self, batches: Iterable[Batch]) -> Ranges:
-        """Returns the lowest and the highest of the maps' maxima, by category."""
+        """Returns the lowest and the highest maximum of the maps, by category."""
         ranges: Ranges = {}
         for batch in batches:
             batch = batch.to(self.device)

@@ -117,7 +117,7 @@ class AnomalyMethod(Provenance, LightningModule, ABC):
     def __init__(self, backbone: ClipBackbone, spec: FeatureSpec, optimizer: OptimizerFactory | None) -> None:
         super().__init__()
         if self.needs_class_name:
-            _ = backbone.text  # a tower without text is refused now, and not at the first prompt
+            _ = backbone.text  # raises now for a tower without text, not at the first prompt
         self.backbone = backbone
         self.spec = spec
         self.optimizer = optimizer
@@ -138,9 +138,9 @@ class AnomalyMethod(Provenance, LightningModule, ABC):
 
     @property
     def needs_test_set(self) -> bool:
-        """Returns whether scores need all test images with the present arguments. See `uses_test_set`.
+        """Returns whether scores need all test images with these arguments. See `uses_test_set`.
 
-        A method that needs them for some arguments only overrides this.
+        A method overrides this if only some arguments need them.
         """
         few_shot = "with few-shot images" if self.k_shot > 0 else "without few-shot images"
         return self.uses_test_set in ("always", few_shot)
@@ -181,11 +181,11 @@ class AnomalyMethod(Provenance, LightningModule, ABC):
     def training_batches(self) -> Iterable[Batch]:
         """Returns the training sets of the run as batches, once and in order.
 
-        Without a data module, the trainer's loader.
+        Without a data module, it returns the trainer's loader.
         """
         if self.data is None:
             loader: Iterable[Batch] | None = self.trainer.train_dataloader
-            assert loader is not None  # there is one to train with
+            assert loader is not None  # training has a loader
             return loader
         sets = self.data.training_sets
         return chain.from_iterable(part.ordered_loader(part.train_split, training=True) for part in sets)
@@ -372,7 +372,7 @@ class AnomalyMethod(Provenance, LightningModule, ABC):
             raise CheckpointError("The checkpoint does not fit the model:\n  " + "\n  ".join(lines))
 
     def _make_room(self, state: Mapping[str, Tensor]) -> None:
-        for prefix, module in self.named_modules():  # a head beside a memory is a method too
+        for prefix, module in self.named_modules():  # the head of `HeadWithMemory` is a method, too
             for name in module.rows_from_training if isinstance(module, AnomalyMethod) else ():
                 stored, own = state.get(f"{prefix}.{name}".lstrip(".")), getattr(module, name)
                 if stored is not None and stored.ndim == own.ndim:

@@ -31,5 +31,7 @@ def zero_shot(name: str, backbone: ClipBackbone, arguments: Mapping[str, Any], b
         raise ValueError(f"there is no head {name!r}; there are {', '.join(sorted(known))}")
     head: AnomalyMethod = prepare(known[name], arguments, later=["backbone"])(backbone=backbone)
     if head.needs_references or head.needs_test_set or head.k_shot > 0 or head.adapts:
-        raise ValueError(f"{name} as it is set judges no image alone, so that it cannot stand beside {beside}")
+        raise ValueError(
+            f"{name} with these settings cannot score an image alone, so it cannot be combined with {beside}"
+        )
     return head

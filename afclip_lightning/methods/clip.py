@@ -46,7 +46,7 @@ class CLIP(AnomalyMethod):
             (`normal bottle` in 80 templates). A YAML file with `normal`, `abnormal` and `templates`
             (`configs/prompts/german.yaml`) gives prompts in any language that the text tower knows.
         names: Name of a category in prompts: `category`, its folder's name as it is (`metal_nut`), or
-            `class_name`, what the dataset has prompts call it (`metal nut`).
+            `class_name`, its name in prompts from the dataset (`metal nut`).
         temperature: Divisor of the cosine similarities. It does not change the order of scores.
 
     Raises:

@@ -92,7 +92,7 @@ class CoCoOp(AnomalyMethod):
             features: Features of the backbone.
             samples: The B samples, or one sample for all.
         """
-        assert features.image_embedding is not None  # the spec asks for it
+        assert features.image_embedding is not None  # requested by the spec
         shift = self.shift_network(F.normalize(features.image_embedding.float(), dim=-1))
         text = self.prompts.shifted(self.backbone, [sample.class_name for sample in samples], shift)
         return F.normalize(text.float(), dim=-1)

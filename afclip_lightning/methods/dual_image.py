@@ -223,7 +223,7 @@ class DualImageCLIP(AnomalyMethod):
         ]
         images, masks = (torch.stack(list(part)) for part in zip(*altered, strict=True))
         h, w = self.backbone.grid
-        covered = masks.reshape(-1, h, side, w, side).sum(dim=(2, 4)).flatten(1)  # pixels, as floats may round
+        covered = masks.reshape(-1, h, side, w, side).sum(dim=(2, 4)).flatten(1)  # in pixels: shares may be rounded
         return images, covered >= self.synthesis.min_coverage * side**2
 
     def adapt(self, batch: Batch, patches: Tensor, joint: Tensor, text: Tensor) -> BatchAdapters:
@@ -265,7 +265,7 @@ class DualImageCLIP(AnomalyMethod):
         if self.adapter.steps:
             adapters = self.adapt(batch, patches, joint, text)
             joint = self.joint_score(self.text_score(adapters(patches), text), distance)
-        assert features.image_embedding is not None  # the spec asks for it
+        assert features.image_embedding is not None  # requested by the spec
         image = self.text_score(features.image_embedding[:, None], text)[:, 0]
         score = (1 - self.beta) * image + self.beta * joint.amax(dim=1)
         anomaly_map = pool_and_upsample(joint.unflatten(1, features.grid), self.spec.image_size)

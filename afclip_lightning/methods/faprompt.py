@@ -202,7 +202,7 @@ class FAPrompt(PromptMethod):
 
         The class token passes no final normalisation, as in the official code.
         """
-        assert features.class_token is not None  # the spec asks for it
+        assert features.class_token is not None  # requested by the spec
         image = self.backbone.embed_tokens(features.class_token, final_norm=False)
         patches = self.backbone.embed_tokens(features.vv_tokens[0][:, 1:])
         return torch.cat([image[:, None], patches], dim=1)
@@ -228,7 +228,7 @@ class FAPrompt(PromptMethod):
         if prior is not None:
             normal = text[:, :1]
             if self.half_deep_tokens and torch.is_grad_enabled():
-                # as in the official code: what each image adds to the deep tokens' gradient is rounded by itself
+                # as in the official code, which rounds the gradient of the deep tokens per image
                 normal = self.prompts.normal(self.backbone, tokens.shape[0])
             text = torch.cat([normal, self.prompts.adapted(self.backbone, prior)], dim=1)
             prior_enabled = anomaly_probability(self.logits(patches, text, weights))
@@ -258,7 +258,7 @@ class FAPrompt(PromptMethod):
             return patches[:, : self.n_prior_patches]
         with torch.no_grad():
             logits = similarity_logits(patches, prototypes(text), self.temperature)
-            # the probability rises with the difference; unlike it, the difference does not saturate into ties
+            # the difference ranks like the probability, but does not saturate into ties
             chosen = (logits[..., 1] - logits[..., 0]).topk(self.n_prior_patches, dim=1).indices
         return patches.gather(1, chosen[..., None].expand(-1, -1, patches.shape[-1]))
 

@@ -17,7 +17,7 @@ from afclip_lightning.methods.beside import zero_shot
 from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
 from afclip_runtime.errors import DatasetError, UserError
 
-NO_SPREAD = 1e-6  # of the location: less is rounding
+NO_SPREAD = 1e-6  # relative to the location; a smaller spread is rounding
 
 
 class Fusion(AnomalyMethod):
@@ -64,11 +64,11 @@ class Fusion(AnomalyMethod):
 
     def __init__(self, backbone: ClipBackbone, heads: list[dict[str, Any]], weights: list[float] | None = None) -> None:
         if len(heads) < 2:
-            raise ValueError(f"heads: a fusion is of two heads or more, got {len(heads)}")
+            raise ValueError(f"heads: a fusion needs two or more heads, got {len(heads)}")
         built = []
         for head in heads:
             if not isinstance(head.get("method"), str) or head.keys() - {"method", "arguments"}:
-                raise ValueError(f"heads: each has a method, its name, and arguments if need be; got {head!r}")
+                raise ValueError(f"heads: each needs the name of a method, and may have arguments; got {head!r}")
             built.append(zero_shot(head["method"], backbone, head.get("arguments") or {}, "others"))
         weights = [1.0] * len(built) if weights is None else weights
         if len(weights) != len(built) or not all(math.isfinite(weight) and weight > 0 for weight in weights):
@@ -102,7 +102,7 @@ class Fusion(AnomalyMethod):
             head.on_evaluation_end()
 
     def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
-        """Returns the fused score `[B]` and map `[B, H, W]`, in standard deviations; 0 is usual of normal images."""
+        """Returns the fused score `[B]` and map `[B, H, W]`, in standard deviations; normal images have about 0."""
         said = [head.predict_from(features, self.spec, batch) for head in self.members]
         scores, maps = torch.zeros_like(said[0].pred_score), torch.zeros_like(said[0].anomaly_map)
         for one, (of_score, of_map), scale, weight in zip(said, self.location, self.scale, self.weights, strict=True):
@@ -111,8 +111,8 @@ class Fusion(AnomalyMethod):
         return AnomalyPrediction(scores, maps)
 
     @torch.no_grad()
-    def said_of(self, features: ClipFeatures, batch: Batch) -> Tensor:
-        """Returns of each image and head the score, and mean and mean square of the map, `[B, heads, 3]`, float64."""
+    def statistics_of(self, features: ClipFeatures, batch: Batch) -> Tensor:
+        """Returns score, mean of the map and mean square of the map, per image and head, `[B, heads, 3]`, float64."""
         rows = []
         for head in self.members:
             said = head.predict_from(features, self.spec, batch)
@@ -121,17 +121,17 @@ class Fusion(AnomalyMethod):
         return torch.stack(rows, dim=1)
 
     def take_normal(self, groups: Sequence[Tensor]) -> None:
-        """Sets location and scale by what is said of normal images.
+        """Sets location and scale from the results of `statistics_of` for normal images.
 
         Args:
-            groups: From `said_of`, of the normal images of a category each, `[n, heads, 3]`.
+            groups: `[n, heads, 3]` per category.
 
         Raises:
             DatasetError: No category has two normal images.
-            UserError: A head says the same of all of them.
+            UserError: A head gives all of them the same score or map.
         """
         if not any(len(group) > 1 for group in groups):
-            raise DatasetError("A fusion takes its scales from normal images, two of one category at least. Add some.")
+            raise DatasetError("A fusion needs at least two normal images of one category for its scales. Add some.")
         every = torch.cat([*groups])
         location = every[..., :2].mean(dim=0)
         within = torch.stack([(group[..., 0] - group[..., 0].mean(dim=0)).square().sum(dim=0) for group in groups])
@@ -142,8 +142,8 @@ class Fusion(AnomalyMethod):
         for index, flat in enumerate((scale <= NO_SPREAD * location.abs()).tolist()):
             if any(flat):
                 raise UserError(
-                    f"{type(self.members[index]).__name__}, head {index + 1}, says the same of all normal images, so "
-                    "that it has no scale: leave it out, or give images that differ."
+                    f"{type(self.members[index]).__name__}, head {index + 1}, gives all normal images the same "
+                    "score or map, so it has no scale: leave it out, or give images that differ."
                 )
         self.location, self.scale = location.to(self.location), scale.to(self.scale)
 
@@ -168,14 +168,14 @@ class Fusion(AnomalyMethod):
             self.take_normal([torch.stack([said for _, said in group]) for group in ordered])
 
     def _read(self, loader: Iterable[Batch]) -> list[tuple[Key, str, Tensor]]:
-        """Returns what is said of the normal images that a loader gives, on the CPU."""
+        """Returns the results of `statistics_of` for the normal images of a loader, on the CPU."""
         found = []
-        self.eval()  # and it stays so: nothing is trained
+        self.eval()  # stays in evaluation mode: nothing is trained
         self.on_evaluation_start()
         for batch in loader:
             on_device = batch.to(self.device)
             with torch.no_grad(), self.trainer.precision_plugin.forward_context():
-                said = self.said_of(self.features_of(on_device), on_device).cpu()
+                said = self.statistics_of(self.features_of(on_device), on_device).cpu()
             rows = zip(batch.keys, batch.samples, said, strict=True)
             found += [(key, str(sample.image_path), one) for key, sample, one in rows if sample.label == 0]
         self.on_evaluation_end()

@@ -93,7 +93,7 @@ class GlocalCLIP(PromptMethod):
         self.contrastive_weight = contrastive_weight
         self.contrastive_margin = contrastive_margin
         self.map_sigma = map_sigma
-        # one module in both: checkpoints hold it once, as part of the first
+        # both share one module; checkpoints hold it once, as part of the first
         deep = DeepTokens.of_depth(backbone, prompt_depth, deep_tokens, prompt_init_std, half_deep_tokens)
         self.image_prompts, self.patch_prompts = (
             ObjectPrompts(
@@ -142,7 +142,7 @@ class GlocalCLIP(PromptMethod):
         return {"total": total, "image_ce": image_ce, **of_map, "contrastive": contrastive}
 
     def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
-        """Returns the class token's probability with the image's prompts, and the maps of the layers added up."""
+        """Returns the class token's probability with the image's prompts, and the sum of the layers' maps."""
         logits, maps = self.probabilities(features, self.text_embeddings())
         anomaly_map = upsample_and_smooth(maps.sum(0), self.spec.image_size, self.map_sigma)
         return AnomalyPrediction(anomaly_probability(logits), anomaly_map)

@@ -17,7 +17,7 @@ from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.methods.beside import zero_shot
 from afclip_lightning.types import UNKNOWN, AnomalyPrediction, Batch, ClipFeatures, Sample
 
-SMALLEST = 1e-3  # standard deviation that counts: copies of one image are at no distance from each other
+SMALLEST = 1e-3  # smallest standard deviation, since copies of an image have distance 0
 _NOWHERE = Path("few-shot image")
 
 
@@ -40,7 +40,7 @@ class HeadWithMemory(AnomalyMethod):
         head_arguments: Constructor arguments of the head.
         head_weight: Weight of the head's map.
         smoothing: Standard deviation of the filter, in patches. 0 does not filter.
-        bank_size: Maximum number of patches per block. Of more, so many are sampled with a fixed seed.
+        bank_size: Maximum number of patches per block. With more, this number is sampled with a fixed seed.
         k_shot: Few-shot images per category in the memory bank.
         shot_seed: Seed of their random selection.
 
@@ -93,13 +93,13 @@ class HeadWithMemory(AnomalyMethod):
             )
 
     def on_evaluation_start(self) -> None:
-        """Prepares the head too."""
+        """Also prepares the head."""
         super().on_evaluation_start()
         if self.head is not None:
             self.head.on_evaluation_start()
 
     def on_evaluation_end(self) -> None:
-        """Drops what the head prepared, too."""
+        """Also releases what the head prepared."""
         super().on_evaluation_end()
         if self.head is not None:
             self.head.on_evaluation_end()
@@ -107,7 +107,7 @@ class HeadWithMemory(AnomalyMethod):
     def fit_memory(self, key: Key, image: Tensor) -> None:
         """Fits the memory bank of a `(dataset, category)` on normal images `[S, 3, H, W]`.
 
-        What the head says of them is kept beside it.
+        The head's values of these images are stored with it.
         """
         features = self.backbone.encode_image(image.to(self.device), self.spec)
         chosen = self.memory.few_shot.get(key)
@@ -126,7 +126,7 @@ class HeadWithMemory(AnomalyMethod):
         return [F.avg_pool2d(pixels[:, None], (height // h, width // w)).flatten(1)]
 
     def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
-        """Returns the highest of an image's patches, and the map of them, upsampled; in standard deviations.
+        """Returns the highest patch score of each image, and the upsampled map, both in standard deviations.
 
         Raises:
             DatasetError: A category has neither a memory bank nor few-shot images.

@@ -238,10 +238,10 @@ class KAnoCLIP(CategoryPromptMethod):
             if self.interactions is not None:
                 fused, fused_text = self.interactions[stage](patches, text, features.grid)
             logits = self.logits(fused, fused_text)
-            # a softmax over two is of their difference, and upsampling is linear: one plane is upsampled and not two
+            # a softmax over two logits depends on their difference, so one plane is upsampled instead of two
             patch_map = logits.diff(dim=-1)[..., 0].unflatten(1, features.grid)
             stages.append(upsample(patch_map, self.spec.image_size).sigmoid())
-        assert features.image_embedding is not None  # the spec asks for it
+        assert features.image_embedding is not None  # requested by the spec
         image = F.normalize(features.image_embedding.float(), dim=-1)
         if self.conv_adapter is not None:
             image = self.conv_adapter(image, patches, features.grid)
@@ -251,7 +251,7 @@ class KAnoCLIP(CategoryPromptMethod):
         """Returns the logits `[B, N, 2]` of tokens `[B, N, D]` and text `[B, 2, D]`. Neither need be normalised."""
         tokens = tokens.float()
         lengths = torch.linalg.vector_norm(tokens, dim=-1, keepdim=True).clamp(min=1e-12)
-        # divided after and not before: of a token there are two similarities, and many channels
+        # divided afterwards: a token has two similarities, but many channels
         return similarity_logits(tokens, F.normalize(text.float(), dim=-1), self.temperature) / lengths
 
     def image_score(self, probability: Tensor, anomaly_map: Tensor) -> Tensor:
@@ -273,7 +273,7 @@ class KAnoCLIP(CategoryPromptMethod):
         probability, abnormal = self.evaluate(features, text)
         score = self.image_score(probability, abnormal)
         rows, labelled = batch.known, batch.labelled
-        # in float32, of a probability
+        # of a probability, in float32
         terms = {"image_bce": binary_focal_loss(score[labelled], batch.label[labelled], gamma=0)}
         total = self.global_weight * terms["image_bce"]
         if self.knowledge is not None:

@@ -72,8 +72,8 @@ class MRAD(AnomalyMethod):
         variant: `FT` or `TF`.
         layer: Tapped block of the V-V path, counted from 1.
         vv_from: First block of the V-V path.
-        memory_size: Maximum number of image keys, and of patch keys. Of more, so many are sampled with a fixed seed,
-            and each label keeps its share.
+        memory_size: Maximum number of image keys, and of patch keys. With more, this number is sampled with a fixed
+            seed, and each label keeps its share.
         neighbours: Number of most similar keys that a query is compared with. `None` means all.
         hidden_images: Share of the image keys, the most similar ones, that a query does not see in training.
         hidden_patches: The same share of the patch keys.
@@ -85,7 +85,7 @@ class MRAD(AnomalyMethod):
         map_sigma: Standard deviation of the Gaussian filter of the final map, in pixels. 0 does not filter.
 
     Attributes:
-        normal_images: Keys of normal images, `[K, D]`, L2-normalised. The other three kinds of keys are alike.
+        normal_images: Keys of normal images, `[K, D]`, L2-normalised. The other three kinds of keys have the same form.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -164,7 +164,7 @@ class MRAD(AnomalyMethod):
 
     def images(self, features: ClipFeatures) -> Tensor:
         """Returns the class tokens in the joint space, `[B, D]`, L2-normalised."""
-        assert features.class_token is not None  # the spec asks for it
+        assert features.class_token is not None  # requested by the spec
         return self.backbone.embed_tokens(features.class_token, final_norm=False)
 
     def queries(self, features: ClipFeatures) -> Queries:
@@ -188,13 +188,13 @@ class MRAD(AnomalyMethod):
         with torch.autocast(image.device.type, enabled=False):
             for (query, normal, anomalous, share), maps in zip(levels, self._maps(), strict=True):
                 hidden = most_alike(query, torch.cat([normal, anomalous]), share) if hide and share else None
-                # a product with a mapped key is that of the query, mapped back, with the key: keys stay as they are
+                # maps the query back instead of mapping the keys: the product is the same
                 mapped = query if maps is None else maps[0](query) @ maps[1].weight
                 found.append(retrieve(mapped, normal, anomalous, hidden, self.neighbours))
         return found[0], found[1].unflatten(0, patches.shape[:2])
 
     def _maps(self) -> tuple[tuple[nn.Linear, nn.Linear] | None, ...]:
-        """Returns the linear maps of queries and keys, of images and of patches; `None` where there are none."""
+        """Returns the linear maps of queries and keys, of images and of patches; `None` for `TF`."""
         if self.variant == "TF":
             return None, None
         return (self.image_query, self.image_key), (self.patch_query, self.patch_key)
@@ -210,7 +210,7 @@ class MRAD(AnomalyMethod):
         image, patches = self.probabilities(self.queries(features), hide=True)
         pixels = upsample(patches[known].unflatten(1, features.grid), self.spec.image_size)
         mask = batch.mask[known]
-        logits = (2 * image[labelled] - 1) / self.temperature  # two classes' probabilities, taken for logits
+        logits = (2 * image[labelled] - 1) / self.temperature  # probabilities of two classes, used as logits
         label = batch.label[labelled].float()
         terms = {
             "focal": two_class_focal_loss(pixels, mask),
@@ -220,9 +220,9 @@ class MRAD(AnomalyMethod):
         return {"total": terms["focal"] + terms["dice"] + terms["image_ce"], **terms}
 
     def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
-        """Returns the image score `[B]`, of the image's own and its map's highest values, and the map `[B, H, W]`.
+        """Returns the image score `[B]` and the map `[B, H, W]`. Both are probabilities.
 
-        Both are probabilities.
+        The score combines the probability of the image and the highest values of the map.
         """
         image, patches = self.probabilities(self.queries(features))
         anomaly_map = upsample_and_smooth(patches.unflatten(1, features.grid), self.spec.image_size, self.map_sigma)
@@ -230,7 +230,7 @@ class MRAD(AnomalyMethod):
         return AnomalyPrediction(self.image_weight * image + (1 - self.image_weight) * highest, anomaly_map)
 
     def on_train_start(self) -> None:
-        """Builds the memory from the training set; where training goes on, it came with the checkpoint.
+        """Builds the memory from the training set. If training resumes, the checkpoint has it.
 
         Raises:
             DatasetError: The training set has no normal or no anomalous image.
@@ -247,7 +247,7 @@ class MRAD(AnomalyMethod):
 
     @torch.no_grad()
     def keys_of(self, features: ClipFeatures, batch: Batch) -> list[ImageKeys]:
-        """Returns what the memory keeps of each image of a batch, on the CPU."""
+        """Returns the keys of each image of a batch for the memory, on the CPU."""
         with torch.autocast(self.device.type, enabled=False):
             image = self.images(features).cpu()
             means, there = region_means(self.patches(features), batch.mask, features.grid)
@@ -264,7 +264,7 @@ class MRAD(AnomalyMethod):
         """Replaces the memory by the keys of these images, in the order of their paths.
 
         Raises:
-            DatasetError: None is normal, or none anomalous.
+            DatasetError: No image is normal, or no image is anomalous.
         """
         kinds: list[list[Tensor]] = [[] for _ in MEMORY]
         for _, keys in sorted(images, key=lambda image: image.path):
@@ -286,7 +286,7 @@ class MRAD(AnomalyMethod):
             setattr(self, name, one.to(self.device))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> int | None:
-        """Sets the learning rate of the step; ends training where nothing is trained."""
+        """Sets the learning rate of the step; ends training if nothing is trained."""
         if self.variant == "TF":
             return -1
         steps, made = self.trainer.estimated_stepping_batches, self.trainer.global_step

@@ -26,7 +26,7 @@ WINDOWS_REASON = "rscin_windows asks for that many similar ones"
 
 
 class Scored(NamedTuple):
-    """What is known of an image once its category is scored.
+    """The result of an image, which is known when its category is scored.
 
     Attributes:
         patch_map: `[h, w]`, float32, in the CPU's memory.
@@ -134,11 +134,11 @@ class MuSc(AnomalyMethod):
         self.known: dict[Key, Scored] = {}
 
     def extract(self, batch: Batch) -> ClipFeatures:
-        """Returns no tokens: `score` looks up what came of them, so that the backbone sees an image once."""
+        """Returns no tokens, because `score` looks up stored results: the backbone encodes each image once."""
         return ClipFeatures(tokens=(), grid=self.backbone.grid)
 
     def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
-        """Returns what the other test images said of these.
+        """Returns the stored results of the images of a batch.
 
         Raises:
             DatasetError: An image was not among the test images when the evaluation began.
@@ -147,7 +147,7 @@ class MuSc(AnomalyMethod):
         for sample in batch.samples:
             if _key(sample) not in self.known:
                 raise DatasetError(
-                    f"{sample.image_path}: MuSc knows nothing of this image, since it was not in the test set of "
+                    f"{sample.image_path}: MuSc has no results for this image, since it was not in the test set of "
                     f"{sample.dataset}/{sample.category} when the evaluation began. Images are scored by each other: "
                     "use Trainer.validate, test or predict with a data module that has them all."
                 )
@@ -157,14 +157,14 @@ class MuSc(AnomalyMethod):
         return AnomalyPrediction(scores, self.mutual.upsampled(patch_maps))
 
     def observe(self, test_set: WholeTestSet) -> dict[Key, Scored]:
-        """Returns what the images of this process's categories say of each other.
+        """Returns the mutual scores of the images of this process's categories.
 
         Raises:
             DatasetError: A category has too few images.
             UserError: The features do not fit on the disk.
         """
         categories = test_set.categories()
-        for key, images in categories.items():  # those of other processes too: all stop before the first image is read
+        for key, images in categories.items():  # also those of other processes: all stop before the first image is read
             reason = f"images are scored by each other, and subsets is {self.subsets}"
             _require("/".join(key), len(images), 2 * self.subsets, reason)
             _require("/".join(key), len(images), max(self.rscin_windows, default=0), WINDOWS_REASON)
@@ -183,16 +183,16 @@ class MuSc(AnomalyMethod):
         return found
 
     def take_observed(self, observed: Sequence[dict[Key, Scored]]) -> None:
-        """Keeps what is found of each image, by whichever process."""
+        """Stores the results of all processes."""
         self.known = {key: scored for part in observed for key, scored in part.items()}
 
     def on_evaluation_end(self) -> None:
-        """Drops what is known of the images."""
+        """Also drops the results of the images."""
         super().on_evaluation_end()
         self.known = {}
 
     def _subsets(self, images: CategoryImages) -> Iterator[tuple[int, Iterable[Encoded]]]:
-        """Yields each subset of a category: how many images it has, and these."""
+        """Yields the subsets of a category, each with its number of images."""
         category = images.samples[0].category
         order = np.random.default_rng([self.seed, *category.encode()]).permutation(len(images))
         for first in range(self.subsets):
@@ -212,13 +212,13 @@ class MuSc(AnomalyMethod):
         folder: Path,
         step: Callable[[int], object] = lambda _: None,
     ) -> dict[Key, Scored]:
-        """Returns what the images of a category say of each other.
+        """Returns the mutual scores of the images of a category.
 
         Args:
-            subsets: Of each, how many images it has at most, and those that can be read, batch by batch.
-            name: Of the category, for errors.
-            folder: Holds the features meanwhile.
-            step: Is told of images that were read, and again of images that were scored at a layer.
+            subsets: Per subset, the maximum number of its images, and the readable images, batch by batch.
+            name: Name of the category, for errors.
+            folder: Folder of the features while the category is scored.
+            step: Called with the number of images that were read, or that were scored at a layer.
 
         Raises:
             DatasetError: There are too few images.
@@ -233,7 +233,7 @@ class MuSc(AnomalyMethod):
                 for read, encoded in batches:
                     for layer, tokens in zip(features, encoded.tokens, strict=True):
                         layer[count : count + len(read)] = normalise_planes(tokens).cpu()
-                    assert encoded.image_embedding is not None  # the spec asks for it
+                    assert encoded.image_embedding is not None  # requested by the spec
                     embeddings.append(F.normalize(encoded.image_embedding.float(), dim=-1).cpu())
                     samples += read
                     count += len(read)
@@ -254,7 +254,7 @@ class MuSc(AnomalyMethod):
         """
         _, count, patches, _ = features.shape
         scales = self.mutual.scales
-        distances = _on_disk(place / "distances", len(scales), count, count, patches)  # of image [1] to image [2]
+        distances = _on_disk(place / "distances", len(scales), count, count, patches)  # from image [1] to image [2]
         blocks = [slice(start, min(start + self.block, count)) for start in range(0, count, self.block)]
         total = torch.zeros(count, patches)
         for layer in features:
@@ -289,11 +289,11 @@ def _require(name: str, count: int, least: int, reason: str) -> None:
 
 
 def _images_in(block_mb: int, patches: int, channels: int, scales: int) -> int:
-    """Returns how many images a block has: the most that two of them can be compared within a memory.
+    """Returns the largest number of images per block for which two blocks can be compared within the memory.
 
-    At once there are the first block as read and at all scales, what becomes of the second (as read, pooled,
-    normalised, and what is between), the similarities of all pairs with their best and their distances, and the
-    similarities and features of one image's worth of near patches.
+    The memory holds at once: the first block as read and at all scales; the second block as read, pooled and
+    normalised, with intermediate results; the similarities of all pairs, their maxima and distances; and the
+    similarities and features of the near patches of one image.
 
     Raises:
         ValueError: Not even one image fits.
@@ -310,14 +310,14 @@ def _images_in(block_mb: int, patches: int, channels: int, scales: int) -> int:
 
 
 def _on_disk(path: Path, *shape: int) -> Tensor:
-    """Returns a float32 tensor that lies in a new file: the system writes and drops its pages as memory is needed.
+    """Returns a float32 tensor in a new file. The system writes and drops its pages when it needs memory.
 
     Raises:
-        UserError: The disk has not that much space.
+        UserError: The disk has too little space.
     """
     size = math.prod(shape)
     free = shutil.disk_usage(path.parent).free
-    if free < 4 * size:  # a mapped file on a full disk ends the process without a word
+    if free < 4 * size:  # writing to a mapped file on a full disk kills the process without a message
         raise UserError(
             f"{path.parent}: {4 * size / 1e9:.3g} GB are needed for features, and {free / 1e9:.3g} GB are free. Set "
             "feature_dir to a folder on a larger disk, or divide the categories: subsets."

@@ -54,7 +54,7 @@ class MuSc2(AnomalyMethod):
         self.pairing = Pairing(n_references, seed)
 
     def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
-        """Returns what their references say of the images.
+        """Returns the scores and maps of images from the distances to their references.
 
         Raises:
             RuntimeError: The batch has no references.

@@ -58,7 +58,7 @@ class NearestNeighbours(AnomalyMethod):
         self.memory = MemoryBank()
 
     def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
-        """Returns the largest distance of an image's patches, and the map of them, upsampled; both in [0, 1].
+        """Returns the largest patch distance of each image, and the upsampled map of distances, both in [0, 1].
 
         Raises:
             DatasetError: A category has neither a memory bank nor few-shot images.

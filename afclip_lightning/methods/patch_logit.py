@@ -97,8 +97,8 @@ class PatchLogit(AnomalyMethod):
     def loss(self, features: ClipFeatures, batch: Batch) -> dict[str, Tensor]:
         """Returns the focal loss of patches, the cross entropy of images, and `total`, their weighted sum.
 
-        Images whose mask is not known take part in the image term only. A patch that a mask's edge halves counts as
-        neither.
+        Images whose mask is not known take part in the image term only. A patch with target
+        0.5 (see `patch_targets`) counts as neither.
         """
         known, labelled = batch.known, batch.labelled
         logits = self.logits(features)
@@ -110,7 +110,7 @@ class PatchLogit(AnomalyMethod):
         return {"total": terms["patch_focal"] + self.image_weight * terms["image"], **terms}
 
     def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
-        """Returns the image score `[B]` and the map `[B, H, W]`; zero-shot both are probabilities.
+        """Returns the image score `[B]` and the map `[B, H, W]`. Zero-shot, both are probabilities.
 
         Raises:
             DatasetError: With `k_shot`, a category has neither a memory bank nor few-shot images.

@@ -28,7 +28,7 @@ def patch_rarity(tokens: Tensor, share: float) -> Tensor:
         count = patches.shape[1]
         nearest = max(1, round(share * (count - 1)))
         itself = torch.eye(count, dtype=torch.bool, device=patches.device)
-        # image by image: the similarities of a whole batch would be the largest tensor of all; a graph has no such loop
+        # per image, since the similarities of a whole batch would be the largest tensor; a graph has no such loop
         images = [patches] if is_exporting() else patches.split(1)
         similarity = [
             (image @ image.mT).masked_fill_(itself, -torch.inf).topk(nearest, dim=-1).values.mean(dim=-1)
@@ -79,7 +79,7 @@ class PatchRarity(AnomalyMethod):
         self.map_sigma = map_sigma
 
     def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
-        """Returns the rarity of an image's rarest patch, and the map of all, upsampled; both in [0, 1]."""
+        """Returns the rarity of each image's rarest patch, and the upsampled map of rarities, both in [0, 1]."""
         rarity = torch.stack([patch_rarity(tokens, self.share) for tokens in features.tokens]).mean(dim=0)
         anomaly_map = upsample_and_smooth(rarity.unflatten(1, features.grid), self.spec.image_size, self.map_sigma)
         return AnomalyPrediction(rarity.amax(dim=1), anomaly_map)

@@ -19,8 +19,8 @@ from afclip_lightning.methods.base import AnomalyMethod, UsesTestSet
 from afclip_lightning.types import AnomalyPrediction, Batch, ClipFeatures
 from afclip_runtime.errors import DatasetError
 
-WHOLE_TURN = 345.0  # degrees that angles are drawn up to
-BLUR_SIGMA = 4.0  # of a filter of 3 x 3 pixels, which is nearly their mean
+WHOLE_TURN = 345.0  # largest angle in degrees
+BLUR_SIGMA = 4.0  # of a filter of 3 x 3 pixels, so nearly their mean
 
 
 class SubspaceAD(AnomalyMethod):
@@ -119,7 +119,7 @@ class SubspaceAD(AnomalyMethod):
         return Moments.of(self.patches(self.backbone.encode_image(image.to(self.device), self.spec)).flatten(0, 1))
 
     def observe(self, test_set: WholeTestSet) -> dict[Key, list[Tensor]]:
-        """Returns the subspaces of this process's categories, of all their test images."""
+        """Returns the subspaces of this process's categories, each fitted to all test images of the category."""
         found = {}
         categories = test_set.categories()
         for key in share({key: len(images) for key, images in categories.items()}):
@@ -135,11 +135,11 @@ class SubspaceAD(AnomalyMethod):
         return found
 
     def take_observed(self, observed: Sequence[dict[Key, Any]]) -> None:
-        """Keeps the subspaces, of whichever process."""
+        """Stores the subspaces of all processes."""
         self.memory.banks = {key: list(bank) for part in observed for key, bank in part.items()}
 
     def on_evaluation_end(self) -> None:
-        """Drops the subspaces of the test images, too."""
+        """Also drops the subspaces of the test images."""
         super().on_evaluation_end()
         if not self.k_shot:
             self.memory.clear()
@@ -154,7 +154,7 @@ class SubspaceAD(AnomalyMethod):
             self.memory.fit_missing(batch.keys, self.preprocess, self.fit_memory)
         elif missing := set(batch.keys) - self.memory.banks.keys():
             raise DatasetError(
-                f"SubspaceAD knows nothing of {'/'.join(min(missing))}: with k_shot 0 it needs all test images of a "
+                f"SubspaceAD has no subspace for {'/'.join(min(missing))}: with k_shot 0 it needs all test images of a "
                 "category at once. Use validate, test or predict, or give few-shot images and k_shot."
             )
         patches = self.memory.residuals(batch.keys, self.patches(features)).unflatten(1, features.grid)

@@ -98,9 +98,9 @@ class UniADet(AnomalyMethod):
         self.memory = MemoryBank()
 
     def logits(self, features: ClipFeatures) -> tuple[Tensor, Tensor | None]:
-        """Returns by how much patches `[L, B, N]` and class tokens `[L, B]` are nearer to the anomalous vector.
+        """Returns the anomalous minus the normal logit of patches, `[L, B, N]`, and of class tokens, `[L, B]`.
 
-        The second is `None` where the patches give the image score.
+        The second is `None` if the patches give the image score.
         """
         patches, images = [], []
         for index, tokens in enumerate(features.tokens):
@@ -117,7 +117,7 @@ class UniADet(AnomalyMethod):
         return mean_of_highest(patches, self.top_patches)
 
     def loss(self, features: ClipFeatures, batch: Batch) -> dict[str, Tensor]:
-        """Returns cross entropy of the images, focal and Dice loss of the pixels, sums over the layers, and `total`.
+        """Returns cross entropy of images, focal and Dice loss of pixels, each summed over the layers, and `total`.
 
         Images whose mask is not known take part in the image term only.
         """
@@ -137,7 +137,7 @@ class UniADet(AnomalyMethod):
         return {"total": sum(terms.values(), torch.zeros((), device=patches.device)), **terms}
 
     def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
-        """Returns the image score `[B]` and the map `[B, H, W]`; zero-shot both are probabilities.
+        """Returns the image score `[B]` and the map `[B, H, W]`. Zero-shot, both are probabilities.
 
         Raises:
             DatasetError: With `k_shot`, a category has neither a memory bank nor few-shot images.

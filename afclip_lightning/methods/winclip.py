@@ -29,7 +29,7 @@ Templates = Literal["paper", "code"]
 PatchMemory = Literal["penultimate", "last", "last_normalised"]
 MapFusion = Literal["mean", "sum"]
 TEMPLATES: dict[str, tuple[str, ...]] = {"paper": WINCLIP_TEMPLATES, "code": WINCLIP_TEMPLATES_21}
-SMALLEST = 1e-30  # scores below count as this much in a harmonic mean, which is then 0 to float32
+SMALLEST = 1e-30  # lower limit of scores in a harmonic mean, which is then 0 in float32
 
 
 @lru_cache(maxsize=32)
@@ -79,7 +79,7 @@ class WinCLIP(AnomalyMethod):
         templates: Sentence templates: `paper`, the paper's 22; `code`, the 21 of both codes, which lack one template,
             have another twice and end with a period; or a YAML file with states and templates, as for `CLIP`.
         names: Name of a category in prompts: `category`, its folder's name as it is (`metal_nut`), as in the codes, or
-            `class_name`, what the dataset has prompts call it (`metal nut`).
+            `class_name`, its name in prompts from the dataset (`metal nut`).
         temperature: Divisor of the cosine similarities.
         k_shot: Few-shot images per category in the memory bank. 0 is zero-shot WinCLIP.
         shot_seed: Seed of their random selection.
@@ -154,12 +154,12 @@ class WinCLIP(AnomalyMethod):
         return embed_states(self.backbone, normal, abnormal, "mean_then_norm")
 
     def on_evaluation_end(self) -> None:
-        """Drops the texts of the pass too."""
+        """Also drops the texts of the pass."""
         super().on_evaluation_end()
         self.text.reset()
 
     def windows(self, features: ClipFeatures, image: Tensor) -> list[Tensor]:
-        """Returns the embeddings of the whole image and of its windows, one `[B, 1 + W, D]` a size."""
+        """Returns the embeddings of the whole image and of its windows, `[B, 1 + W, D]` per window size."""
         assert features.image_embedding is not None
         whole = features.image_embedding[:, None]
         encoded = encode_windows(self.backbone.vision, image, self.window_sizes)
@@ -171,12 +171,12 @@ class WinCLIP(AnomalyMethod):
         return self.backbone.vision.normalise(tokens) if self.patch_memory == "last_normalised" else tokens
 
     def harmonic_maps(self, scores: Sequence[Tensor], grid: tuple[int, int]) -> Iterator[Tensor]:
-        """Yields a map `[B, h, w]` a size of windows, of their scores `[B, W]`."""
+        """Yields a map `[B, h, w]` per window size, from the scores of the windows `[B, W]`."""
         for window_scores, size in zip(scores, self.window_sizes, strict=True):
             yield harmonic_aggregation(window_scores, grid, size)
 
     def score(self, features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
-        """Returns the image's score, and a map that is the harmonic mean over the scales; in WinCLIP+ beside memory's.
+        """Returns the image score, and the harmonic mean of the maps of all scales. WinCLIP+ adds those of the memory.
 
         Reference: WinCLIP, Eq. (1), Sec. 4.2 and 4.3.
         """
@@ -200,7 +200,7 @@ class WinCLIP(AnomalyMethod):
     def association(
         self, patch_tokens: Tensor, windows: Sequence[Tensor], keys: Sequence[Key], grid: tuple[int, int]
     ) -> Tensor:
-        """Returns the distance of each patch, and of the windows over it, to the memory: the mean, `[B, h, w]`.
+        """Returns the mean distance to the memory of each patch and of the windows that cover it, `[B, h, w]`.
 
         Args:
             patch_tokens: See `patch_tokens`.

@@ -70,7 +70,7 @@ class CategoryPrompts(WordTokens):
         Raises:
             ValueError: A prompt does not fit into the text tower's context.
         """
-        # state by state, so that prompts of the same tokens stand together
+        # by state, so that prompts with the same tokens are adjacent
         ids, ends = self.ids(backbone, class_names)  # [M, adjectives, T] and [M, adjectives]
         counts = [len(adjectives) for adjectives in self.adjectives]
         end = torch.cat([of_state.flatten() for of_state in ends.split(counts, dim=1)])
@@ -116,7 +116,7 @@ class CategoryPrompts(WordTokens):
         of_states = self.tokens.expand(2, -1, -1)
         tokens = torch.cat([one.expand(count, -1, -1) for one, count in zip(of_states, counts, strict=True)])
         prompts = fill_gap(words, (tokens + shift[:, None, None]).flatten(0, 1))
-        embedded = backbone.text(prompts, ends.expand(images, -1).flatten(), shared=1)  # the start token
+        embedded = backbone.text(prompts, ends.expand(images, -1).flatten(), shared=1)  # the start token is shared
         states = embedded.unflatten(0, (-1, sum(counts))).split(counts, dim=1)
         return torch.stack([state.mean(dim=1) for state in states], dim=1)
 

@@ -246,7 +246,7 @@ class ObjectPrompts(WordTokens):
             sizes: Numbers of consecutive prompts that start with the same tokens. `None` means all prompts.
         """
         deep = () if self.deep is None else self.deep(prompts.shape[0])
-        shared = 1 + (self.normal_tokens.shape[1] if self.compound else 0)  # the start token, and V
+        shared = 1 + (self.normal_tokens.shape[1] if self.compound else 0)  # the start token and V
         if any(tokens.dim() == 3 for tokens in deep):
             shared = 0
         embedded: Tensor = backbone.text(prompts, end, deep, shared, sizes)
@@ -311,7 +311,7 @@ class SentenceIds:
         key = class_name, backbone.text.token_embedding.weight.device
         if key not in self.kept:
             texts = self.sentences(class_name)
-            with torch.inference_mode(False):  # a kept tensor must serve training as well
+            with torch.inference_mode(False):  # a cached tensor is also used in training
                 ids = backbone.tokenize(texts)
                 end = self.n_tokens + backbone.ends(ids)
             longest, limit = int(end.max()), backbone.text.context_length
@@ -370,7 +370,7 @@ def nearest_words(backbone: ClipBackbone, module: nn.Module, count: int = 3) -> 
     """
     vocabulary = backbone.text.token_embedding.weight.float()  # [V, width]
     _, group, sizes = vocabulary.unique(dim=0, return_inverse=True, return_counts=True)
-    shared = sizes[group] > 1  # such as all the words that a small vocabulary does not know
+    shared = sizes[group] > 1  # such as all words that are not in a small vocabulary
     found = []
     for name, part in module.named_modules():
         for parameter in part.word_tokens if isinstance(part, WordTokens) else ():

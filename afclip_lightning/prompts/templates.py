@@ -14,8 +14,8 @@ from typing import Literal
 from open_clip import OPENAI_IMAGENET_TEMPLATES
 
 # --- WinCLIP ----------------------------------------------------------------------------------------------------------
-# The compositional prompt ensemble of the paper's appendix, as zqhang/Accurate-WinCLIP-pytorch (eef4f8c), anomalib
-# (b723368) and caoyunkang/WinClip (0818c9d) have it: 7 × 22 and 4 × 22 sentences.
+# The compositional prompt ensemble of the paper's appendix, as in zqhang/Accurate-WinCLIP-pytorch (eef4f8c), anomalib
+# (b723368) and caoyunkang/WinClip (0818c9d): 7 × 22 and 4 × 22 sentences.
 
 WINCLIP_NORMAL = (
     "{}",
@@ -103,7 +103,7 @@ ANOVL_ABNORMAL = (
 )
 ANOVL_OBJECT_DOMAIN = ("industrial photo", "industrial image", "manufacturing image")
 ANOVL_TEXTURE_DOMAIN = ("industrial photo", "textural photo", "surface picture")
-ANOVL_TEXTURES = ("carpet", "leather", "grid", "tile", "wood")  # of MVTec AD; whatever else is an object
+ANOVL_TEXTURES = ("carpet", "leather", "grid", "tile", "wood")  # of MVTec AD; all other categories are objects
 
 # --- APRIL-GAN, AdaCLIP, AA-CLIP --------------------------------------------------------------------------------------
 # ByChelsea/VAND-APRIL-GAN (f13b8a6): WinCLIP's normal states, 245 and 175 sentences.
@@ -194,7 +194,7 @@ AACLIP_NAMES = {
 # --- CLIP and CLIP-AC, the baselines ----------------------------------------------------------------------------------
 # Two protocols under the same names. `CLIP_BARE_TEMPLATES` belongs to the tables of ViT-B-16-plus-240 (WinCLIP, AnoVL,
 # Dual-Image CLIP): `normal bottle`. `CLIP_PHOTO_TEMPLATES` belongs to those of ViT-L-14-336 (AnomalyCLIP, FAPrompt,
-# KAnoCLIP): `A photo of a normal bottle`. No code of either was found; the sentences are as the papers are quoted.
+# KAnoCLIP): `A photo of a normal bottle`. No code of either was found; the sentences follow quotations of the papers.
 # CLIP-AC puts the two bare states into the 80 templates of CLIP's ImageNet ensemble in both protocols.
 
 CLIP_NORMAL = ("normal {}",)
@@ -212,11 +212,11 @@ def sentences(
     """Returns every state of `class_name` in every template.
 
     Args:
-        states: Each with one `{}` for the class name.
-        templates: Each with one `{}` for the state.
-        class_name: What the category is called, for example `bottle`.
+        states: States, each with one `{}` for the class name.
+        templates: Templates, each with one `{}` for the state.
+        class_name: Name of the category, for example `bottle`.
         outer: The index that changes slowest, `state` or `template`. Only AnoVL uses `template`. The order matters
-            where each sentence has a row of its own.
+            if each sentence has its own row.
 
     Raises:
         ValueError: `outer` is neither `state` nor `template`.
