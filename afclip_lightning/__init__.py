@@ -8,14 +8,14 @@ from afclip_runtime import __version__
 if TYPE_CHECKING:
     from afclip_lightning.inspection.predictor import load
 
-# albumentations would look for a newer version of itself on the network: nothing here goes there without being asked
+# albumentations looks for a newer version on the network, but nothing here uses the network unless asked
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 __all__ = ["__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """Returns `load`, which brings torch with it, when it is asked for."""
+    """Returns `load`. It is imported at the first access, because it imports torch."""
     if name == "load":
         from afclip_lightning.inspection.predictor import load
 

@@ -8,8 +8,8 @@ from afclip_lightning.cli import verbs
 from afclip_runtime.cli.parser import with_new_names
 from afclip_runtime.cli.program import run_program
 
-# Before torch is loaded: threads that wait by spinning starve the loader processes, and themselves, wherever there are
-# more of them than cores; sleeping instead made a pass beside one busy process several times faster.
+# Set before torch is loaded. Threads that spin while they wait slow down loader processes and each other if there are
+# more threads than cores. With sleeping threads, a pass was several times faster beside one busy process.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
@@ -22,16 +22,16 @@ def main() -> int:
 
 
 def _run(args: list[str]) -> int:
-    """Runs a command: that of the module of its name in `cli`."""
+    """Runs the command of the module in `cli` with its name."""
     if args and args[0].startswith("-") and args[0] not in ("--help", "-h", "--version"):
-        from afclip_lightning.cli.run import run  # an option of Lightning's that stands before the command
+        from afclip_lightning.cli.run import run  # an option of Lightning before the command
 
         return run(args)
     return verbs.run(args, NAMED, _with_new_names)
 
 
 def _with_new_names(name: str, args: list[str]) -> list[str]:
-    """Returns the arguments of a command with the names that its flags have today, and says which were renamed."""
+    """Returns the arguments of a command with the current names of its flags. Prints a note per renamed flag."""
     renamed, notes = with_new_names(name, args)
     for note in notes:
         print(note, file=sys.stderr)

@@ -189,7 +189,7 @@ class Views:
     Attributes:
         pixels: V views per image, `[V, H, W, 3]`, uint8.
         tiling: How the views were cut.
-        at_once: Most views per backbone pass.
+        at_once: Maximum number of views per backbone pass.
     """
 
     pixels: list[Tensor]

@@ -35,7 +35,7 @@ from afclip_runtime.images.picture import upright
 from afclip_runtime.images.rasterise import mark
 from afclip_runtime.images.reader import read_shape
 
-NAMED = 8  # most images that a message names
+NAMED = 8  # maximum number of images in a message
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 NO_AREA = "without an area"
 NOT_FINISHED = "nobody has finished annotating them"
@@ -95,7 +95,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that are common to all annotation tools."""
     whole = parser.add_argument_group("images and categories")
     whole.add_argument(
-        "--images", type=Path, required=True, metavar="DIR", help="folder of the images, with those below"
+        "--images", type=Path, required=True, metavar="DIR", help="folder of the images, with its subfolders"
     )
     category = whole.add_mutually_exclusive_group()
     category.add_argument(
@@ -104,10 +104,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     category.add_argument(
         "--category_by",
         choices=("folder", "project"),
-        help="or: the folder of DIR that an image is in; the tool's project",
+        help="source of the category of an image: its folder in DIR, or the project in the tool",
     )
     whole.add_argument(
-        "--split", choices=("test", "train", "subset"), default="test", help="of all images; subset: as the tool has it"
+        "--split",
+        choices=("test", "train", "subset"),
+        default="test",
+        help="split of all images; subset: as stated by the tool (%(default)s)",
     )
     whole.add_argument(
         "--place", choices=("link", "copy"), default="link", help="images as hard links, or copied (%(default)s)"
@@ -117,18 +120,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--normal_label",
         action="append",
         metavar="LABEL",
-        help="a label or tag that means normal; may be given again. By default those called good, OK, normal …",
+        help="label or tag that means normal; may be given again. By default those called good, OK, normal …",
     )
     meaning.add_argument(
-        "--ignore_label", action="append", default=[], metavar="LABEL", help="one that says nothing; may be given again"
+        "--ignore_label",
+        action="append",
+        default=[],
+        metavar="LABEL",
+        help="label or tag to ignore; may be given again",
     )
     meaning.add_argument(
         "--empty",
         choices=("error", "normal", "skip"),
         default="error",
-        help="images without a shape of which the tool does not say that somebody looked at them (%(default)s)",
+        help="meaning of images without a shape, unless the tool says that somebody looked at them (%(default)s)",
     )
-    meaning.add_argument("--line_width", type=_width, default=1.0, metavar="PX", help="of lines (%(default)s pixel)")
+    meaning.add_argument(
+        "--line_width", type=_width, default=1.0, metavar="PX", help="width of lines, in pixels (%(default)s)"
+    )
     parser.add_argument(
         "--on_error",
         choices=("stop", "skip"),
@@ -221,7 +230,7 @@ def _add(found: Found, image: Annotated, folder: ImageFolder, settings: Settings
     try:
         path = folder.find(image.names)
         if path in seen:
-            raise DatasetError(f"{path} is meant by {seen[path]} too. Remove one of the entries")
+            raise DatasetError(f"{path} is also named by {seen[path]}. Remove one of the entries")
         seen[path] = image.where
         if image.problem:
             raise DatasetError(image.problem)
@@ -235,7 +244,7 @@ def _add(found: Found, image: Annotated, folder: ImageFolder, settings: Settings
         found.items.append((item, path))
         if mask is not None:
             found.masks[item.image] = mask_to_png(mask)
-        fate = "in masks" if mask is not None else f"in no mask, beside one {NO_AREA}"
+        fate = "in masks" if mask is not None else f"in no mask, since another shape of the image is {NO_AREA}"
         _count(found, image, settings.labels, fate)
         return
     _count_left_out(found, image)
@@ -269,7 +278,7 @@ def _item(
     if judged.contradicts:
         names = judged.defect_type or "a shape without label"
         raise DatasetError(
-            f"the tag {judged.contradicts!r} says that it is normal, and it has a defect ({names}). Correct it in the "
+            f"the tag {judged.contradicts!r} says that it is normal, but it has a defect ({names}). Correct it in the "
             "tool, or --ignore_label one of them"
         )
     label = judged.label
@@ -384,12 +393,12 @@ def summary(export: Export, found: Found, copied: int) -> Iterator[str]:
     yield from _remarks(export)
     if found.unmasked:
         yield (
-            f"Anomalous images without a mask, as a shape of theirs has no area: {len(found.unmasked)} "
-            f"({_some(found.unmasked)}). Draw it as an area to have one."
+            f"Anomalous images without a mask, since one of their shapes has no area: {len(found.unmasked)} "
+            f"({_some(found.unmasked)}). Draw this shape as an area to get a mask."
         )
     yield from _left_out(found)
     labels = {item.defect_type for item, _ in found.items if item.label}
-    yield f"Defect types: {', '.join(sorted(filter(None, labels))) or 'none that has a name'}"
+    yield f"Defect types: {', '.join(sorted(filter(None, labels))) or 'none with a name'}"
     if found.normal:
         normal = ", ".join(f"{label} ({count})" for label, count in sorted(found.normal.items()))
         yield f"Labels that mean normal (--normal_label): {normal}"
@@ -398,7 +407,7 @@ def summary(export: Export, found: Found, copied: int) -> Iterator[str]:
         anomalous, masks = sum(item.label for item in of_it), sum(item.has_mask for item in of_it)
         yield f"{shown(category)}: {len(of_it) - anomalous} normal, {anomalous} anomalous ({masks} with a mask)"
     if copied:
-        yield f"Images copied, as they cannot be hard links or were to be copies: {copied}"
+        yield f"Images copied, since hard links are not possible or --place copy was given: {copied}"
 
 
 def _remarks(export: Export) -> Iterator[str]:

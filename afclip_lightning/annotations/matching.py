@@ -29,7 +29,7 @@ class ImageFolder:
 
     def __init__(self, root: Path, leave_out: Sequence[Path] = ()) -> None:
         if not root.is_dir():
-            raise UserError(f"{root} is no folder. Name the folder of the images: --images DIR.")
+            raise UserError(f"{root} is not a folder. Name the folder of the images: --images DIR.")
         self.root = root
         self.images = walk_images(root, leave_out)
         if not self.images:

@@ -6,7 +6,7 @@ from afclip_lightning.annotations.writing import sets_below
 from afclip_runtime.errors import DatasetError, UserError
 from afclip_runtime.images.find import walk_folders
 
-EXPORT_LIMIT = 2**30  # bytes of an export: it may hold masks of thousands of images as text
+EXPORT_LIMIT = 2**30  # size limit of an export, in bytes: it may hold masks of thousands of images as text
 
 
 def export_file(path: Path, suffix: str) -> Path:

@@ -18,7 +18,7 @@ from afclip_runtime.errors import DatasetError
 from afclip_runtime.images.limits import check_size
 
 RUN_SIZES = (3, 4, 8, 16)  # bits of a run length in Label Studio's own writer
-MOST_PACKED = 2**28  # most bytes of an unpacked picture inside JSON
+MOST_PACKED = 2**28  # size limit of an unpacked picture inside JSON, in bytes
 
 
 def runs_to_mask(counts: Sequence[int] | np.ndarray, height: int, width: int, by_columns: bool) -> np.ndarray:
@@ -36,7 +36,7 @@ def runs_to_mask(counts: Sequence[int] | np.ndarray, height: int, width: int, by
     check_size("the mask", width, height)
     lengths = np.asarray(counts)
     if lengths.ndim != 1 or (lengths.size and lengths.dtype.kind not in "iu"):
-        raise ValueError("its run lengths are no whole numbers")
+        raise ValueError("its run lengths are not whole numbers")
     lengths = lengths.astype(np.int64)
     total = sum(lengths.tolist())
     if (lengths < 0).any() or total != height * width:
@@ -117,7 +117,7 @@ def _from_text(text: str) -> list[int]:
     for code in text.encode("ascii", "replace"):
         digit = code - 48
         if not 0 <= digit < 64 or shift > 60:
-            raise ValueError("its run lengths are no text of COCO's")
+            raise ValueError("its run lengths are not in COCO's text form")
         value |= (digit & 31) << shift
         shift += 5
         if not digit & 32:
@@ -162,7 +162,7 @@ def brush_to_mask(numbers: Any, height: int, width: int) -> np.ndarray:
     try:
         content = bytes(numbers if isinstance(numbers, list) else [-1])
     except (TypeError, ValueError) as error:
-        raise ValueError("its run lengths are no list of bytes") from error
+        raise ValueError("its run lengths are not a list of bytes") from error
     place = 0
 
     def take(bits: int) -> int:
@@ -183,7 +183,7 @@ def brush_to_mask(numbers: Any, height: int, width: int) -> np.ndarray:
         repeated, size = take(1), sizes[take(2)]
         length = take(size) + 1
         if done + length > count:
-            raise ValueError("its run lengths are more than its pixels")
+            raise ValueError("its run lengths exceed its pixels")
         if repeated:
             values[done : done + length] = take(word)
         else:
@@ -221,11 +221,11 @@ def png_to_mask(text: Any, packed: bool = False) -> np.ndarray:
         ValueError: The text is not a picture, or the picture is too large.
     """
     if not isinstance(text, str):
-        raise ValueError("its picture is no text")
+        raise ValueError("its picture is not text")
     try:
         content = base64.b64decode(text.rpartition("base64,")[2], validate=True)
     except (binascii.Error, ValueError) as error:
-        raise ValueError(f"its picture is no base64 ({error})") from error
+        raise ValueError(f"its picture is not base64 ({error})") from error
     if packed and not content.startswith(b"\x89PNG"):
         content = _unpack(content)
     import cv2
@@ -276,5 +276,5 @@ def whole_numbers(text: str, separators: str = ",") -> list[int]:
         parts = chain.from_iterable(part.split(separator) for part in parts)
     stripped = [part.strip() for part in parts if part.strip()]
     if bad := next((part for part in stripped if not part.isascii() or not part.isdigit() or len(part) > 18), ""):
-        raise ValueError(f"{bad[:30]!r} is no whole number")
+        raise ValueError(f"{bad[:30]!r} is not a whole number")
     return [int(part) for part in stripped]

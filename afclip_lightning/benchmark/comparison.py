@@ -256,8 +256,8 @@ def _left_out(runs: Sequence[Recorded], found: Sequence[_Run]) -> dict[str, str]
             if place[1] != MEAN and again is not None and abs(value - again.value) > APART:
                 reason = (
                     f"{TITLE_OF_ALL[place[2]]} is left out: for {'/'.join(place[:2])} it is {100 * value:.1f} in the "
-                    f"table of {run.path}, and {100 * again.value:.1f} by what is kept of its images. Its definition "
-                    "is another there, or the files are of two tests."
+                    f"table of {run.path}, but {100 * again.value:.1f} from the records of its images. The definitions "
+                    "differ, or the files come from two tests."
                 )
                 left_out.setdefault(place[2], reason)
     return left_out
@@ -271,7 +271,7 @@ def _too_few(found: Sequence[_Run], left_out: Container[str]) -> list[str]:
             if again is None and category != MEAN and metric not in left_out:
                 absent.setdefault(f"{dataset}/{category}", {})[TITLE_OF_ALL[metric]] = None
     return [
-        f"{name} is left out, and so is its dataset's mean, in {', '.join(titles)}: its images are too few. An "
+        f"{name} is left out, and so is its dataset's mean, in {', '.join(titles)}: it has too few images. An "
         f"interval needs {FEWEST_IMAGES} normal and {FEWEST_IMAGES} anomalous ones."
         for name, titles in absent.items()
     ]

@@ -37,7 +37,7 @@ def explained(found: Comparison) -> list[str]:
         f"In percent, on {found.images} images. In brackets is the {100 * LEVEL:g} % interval over "
         f"{found.replicates} samples of the {over}, which all methods share: of values BCa, of differences between the "
         "percentiles.",
-        "p is that of the paired bootstrap: twice the share of samples in which the difference is 0 or of the other "
+        "p is from the paired bootstrap: twice the share of samples in which the difference is 0 or of the other "
         "sign. It is not corrected for the number of rows.",
     ]
     if several:
@@ -54,10 +54,10 @@ def explained(found: Comparison) -> list[str]:
         lines.append("DeLong is the p-value of DeLong's test of two correlated AUROCs.")
     if found.signed:
         lines.append(
-            "Wilcoxon is the p-value of the signed-rank test over categories or datasets, of which each counts once."
+            "Wilcoxon is the p-value of the signed-rank test over categories or datasets, each of which counts once."
         )
     elif units := {place[:2] for place in found.methods[0].values if place[1] != MEAN}:
-        lines.append(f"The signed-rank test over categories needs {FEWEST} of them; here are {len(units)}.")
+        lines.append(f"The signed-rank test over categories needs {FEWEST} of them; there are {len(units)}.")
     if len(found.methods) > 2:
         lines.append("Holm is the p-value to its left, corrected for all pairs of methods in this metric.")
         pairs = math.comb(len(found.methods), 2)
@@ -65,7 +65,7 @@ def explained(found: Comparison) -> list[str]:
         if found.replicates < enough:
             least = 2 * pairs / (found.replicates + 1)
             lines.append(
-                f"Of {pairs} pairs and {found.replicates} samples Holm's p is never below {min(least, 1):.2g}: take "
+                f"With {pairs} pairs and {found.replicates} samples, Holm's p is at least {min(least, 1):.2g}: take "
                 f"--replicates {enough} or more."
             )
     return [*lines, *found.notes]

@@ -229,7 +229,8 @@ def _check(matrix: Matrix) -> None:
         if method.tests is not None:
             _check_list(f"{where}.tests", method.tests)
             if unknown := [test for test in method.tests if test not in matrix.datasets]:
-                raise UserError(f"{where}.tests: {unknown[0]!r} is none of the datasets {', '.join(matrix.datasets)}.")
+                known = ", ".join(matrix.datasets)
+                raise UserError(f"{where}.tests: {unknown[0]!r} is not one of the datasets {known}.")
     for number, transfer in enumerate(matrix.rows):
         where = f"transfers[{number}]" if number < len(matrix.transfers) else "leave_one_out"
         if not isinstance(transfer.train, str):
@@ -239,7 +240,7 @@ def _check(matrix: Matrix) -> None:
         for name in (*transfer.sets, *transfer.test):
             if name not in matrix.datasets:
                 raise UserError(
-                    f"{where.partition('[')[0]} name the dataset {name!r}, which is none of "
+                    f"{where.partition('[')[0]} name the dataset {name!r}, which is not one of "
                     f"{', '.join(matrix.datasets)}."
                 )
         if both := [name for name in transfer.sets if name in transfer.test]:

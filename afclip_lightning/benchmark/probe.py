@@ -82,7 +82,7 @@ def find_method(method: str, configs: Sequence[Mapping[str, Any]]) -> type[Anoma
     try:
         return method_class(path)
     except UserError as error:
-        where = f"method {method!r}: its configs name {path or 'no model'}, which is no method."
+        where = f"method {method!r}: its configs name {path or 'no model'}, which is not a method."
         raise UserError(where) from error
 
 

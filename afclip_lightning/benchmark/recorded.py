@@ -17,7 +17,7 @@ from afclip_lightning.results.operating import OperatingPoint, points_as_metrics
 from afclip_runtime.errors import UserError
 from afclip_runtime.files import read_csv, read_json
 
-NAMED = 3  # most images that a message names
+NAMED = 3  # maximum number of images in a message
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def read_recorded(path: Path) -> Recorded:
     metrics = {key: row.metrics | points_as_metrics(row.operating_points) for key, row in rows.items()}
     if absent := metrics.keys() ^ records.keys():
         raise UserError(
-            f"{table} and {source.name} beside it are not of the same test: only one of them has "
+            f"{table} and {source.name} beside it are not from the same test: only one of them has "
             f"{'/'.join(min(absent))}. Test again."
         )
     size = results.conditions.get("resolution") or "backbone"
@@ -168,7 +168,7 @@ def _paths(run: Recorded, dataset: str) -> list[str]:
 
 
 def _check_same(first: Recorded, second: Recorded) -> None:
-    problem = f"{first.path} and {second.path} are not of the same images"
+    problem = f"{first.path} and {second.path} are not runs on the same images"
     remedy = "Compare runs of the same test set."
     mine, theirs = (
         {(*key, record.name): record.label for key, records in run.records.items() for record in records}
@@ -183,8 +183,8 @@ def _check_same(first: Recorded, second: Recorded) -> None:
             )
     if other_label := sorted(image for image in mine if mine[image] != theirs[image]):
         raise UserError(
-            f"{first.path} and {second.path} do not agree on what is normal: {len(other_label)} images have another "
-            f"label, {_some(image[2] for image in other_label)}. {remedy}"
+            f"{first.path} and {second.path} disagree on which images are normal: {len(other_label)} images have "
+            f"another label, {_some(image[2] for image in other_label)}. {remedy}"
         )
 
 

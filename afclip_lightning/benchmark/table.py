@@ -137,7 +137,7 @@ def is_done(folder: Path, step: Step) -> bool:
     if done.digest != step.digest:
         return False
     if (done.dataset, done.shots) != (step.dataset, step.shots):
-        raise UserError(f"{shown(folder / DONE)}: is of another run. {REMEDY}")
+        raise UserError(f"{shown(folder / DONE)}: belongs to another run. {REMEDY}")
     if step.dataset:
         read_results(folder)
         read_backbone(folder)

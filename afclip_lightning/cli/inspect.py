@@ -64,7 +64,7 @@ Slices of volumes take no part in the comparison with normal images.
 
 @command("Stopped. The same command goes on from here.")
 def main(args: Sequence[str]) -> int:
-    """Runs the command and returns its exit code, as the description has them."""
+    """Runs the command and returns its exit code; see the description."""
     others, arguments = split_model_arguments(args)
     return _run(parse_paths_or_watch(_parser(), others), arguments, args)
 

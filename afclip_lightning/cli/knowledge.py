@@ -72,7 +72,7 @@ def _build(options: argparse.Namespace, rest: Sequence[str]) -> int:
     if options.out.suffix not in (".yaml", ".yml"):
         raise UserError(f"{options.out}: the name of a base must end in .yaml.")
     if options.out.exists():
-        raise UserError(f"{options.out} is already there. Remove it or choose another --out.")
+        raise UserError(f"{options.out} already exists. Remove it or choose another --out.")
     server = ChatServer(options.endpoint, _key(options.key_variable), options.timeout)
     cache = builder.AnswerCache(options.out.with_suffix(".answers.jsonl"))
     try:

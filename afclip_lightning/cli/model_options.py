@@ -161,8 +161,8 @@ def load_models(
 
     Args:
         paths: Names of models as for `load`, or bundles; at least one.
-        options: From `add_model_options`, with `engine`.
-        arguments: From `split_model_arguments`.
+        options: Options of `add_model_options`, with `engine`.
+        arguments: Result of `split_model_arguments`.
         calibration: Calibration as for `load`.
         images: Images to be inspected, for a white level that is derived from them.
 

@@ -52,7 +52,7 @@ mistake that the message explains; 130 interrupted.
 
 @command("Stopped. The same command goes on from here.")
 def main(args: Sequence[str]) -> int:
-    """Runs the command and returns its exit code, as the description has them."""
+    """Runs the command and returns its exit code; see the description."""
     others, arguments = split_model_arguments(args)
     options = _parser().parse_args(others)
     data = _data(options)
@@ -110,7 +110,7 @@ def _write(options: argparse.Namespace, arguments: dict[str, Any], data: "MVTecA
         }
         fixed = write(source, plan, options.out, rules, _progress)
         for category, found in fixed.items():
-            print(f"{category}: {_said(found, rules.factor, options.threshold is not None)}")
+            print(f"{category}: {_threshold_text(found, rules.factor, options.threshold is not None)}")
             if found.beyond:
                 print(
                     f"note: {category}: {found.beyond} pixels are beyond float16's range, and clipped to its limits.",
@@ -209,7 +209,7 @@ def _model(options: argparse.Namespace, arguments: dict[str, Any], data: "MVTecA
     return ModelMaps(model, options.num_workers)
 
 
-def _said(fixed: Any, factor: float, by_hand: bool) -> str:
+def _threshold_text(fixed: Any, factor: float, by_hand: bool) -> str:
     if by_hand:
         return f"threshold {fixed.threshold:.5g}, by hand"
     if not fixed.of_validation:

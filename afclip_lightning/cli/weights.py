@@ -107,7 +107,7 @@ def _into_folder(model: str, weights: str, folder: Path) -> Path:
     remote = remote_of(place)
     path = folder / f"{place.name.rpartition('/')[2]}{Path(remote.name).suffix}"
     if path.exists():
-        raise UserError(f"{path} exists already. Remove it, or name another folder.")
+        raise UserError(f"{path} already exists. Remove it, or name another folder.")
     download(remote, path, progress=sys.stderr.isatty())
     return path
 

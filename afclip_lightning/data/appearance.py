@@ -56,7 +56,7 @@ class Appearance(ABC):
         if place is None:
             return {}
         if self.saturates:
-            raise DatasetError(f"{place}: {self.name} has sPRO, which is of whole defects. Leave out --loading.roi.")
+            raise DatasetError(f"{place}: {self.name} has sPRO, which scores whole defects. Leave out --loading.roi.")
         if self._regions is None or self._regions[0] != place:
             self._regions = place, regions_of(Path(place).expanduser(), self.selected_categories())
         return self._regions[1]

@@ -201,7 +201,7 @@ def _write_member(
                 shutil.copyfileobj(member, file)
         elif target.stat().st_size != size or not _equal(member, target):  # of an interrupted call, or of the same name
             raise DatasetError(
-                f"{archive}: {shown(name[:80])!r} is there twice, with two contents. Unpack it yourself."
+                f"{archive}: {shown(name[:80])!r} occurs twice, with different contents. Unpack it yourself."
             )
 
 

@@ -176,7 +176,7 @@ def read_mask_of(image: Picture | Path, mask_path: Path, threshold: int | None =
         files = mask_files(mask_path)
         parts = [read_mask_of(image, file, threshold) for file in files]
         if len({turn for _, turn in parts}) > 1:
-            raise DatasetError(f"{mask_path}: its masks do not all lie as one another. Save them upright.")
+            raise DatasetError(f"{mask_path}: its masks have different orientations. Save them upright.")
         return union_of([region for region, _ in parts], files), parts[0][1]
     mask = read(mask_path, stored=True)
     if isinstance(image, Picture):

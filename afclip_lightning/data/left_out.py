@@ -8,9 +8,9 @@ from afclip_lightning.data.names import holds_no_pictures
 from afclip_runtime.errors import shown
 from afclip_runtime.images.find import Found, list_folders, list_images, other_files
 
-UNKNOWN_KIND = "of no kind that is read as an image"
+UNKNOWN_KIND = "of a kind that is not read as an image"
 MISPLACED = "where no image is looked for"
-NO_PICTURE = "in a folder that is named as one of masks, labels or depths"
+NO_PICTURE = "in a folder whose name means masks, labels or depths"
 NAMED = 3  # files per reason that a sentence names
 
 

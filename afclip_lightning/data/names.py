@@ -206,5 +206,8 @@ def check_class_names(
             f"It has: {', '.join(known)}."
         )
     if stray:
-        warnings.append(f"{dataset}: class names are given for {', '.join(sorted(stray))}, which it has not: not used.")
+        warnings.append(
+            f"{dataset}: class names are given for {', '.join(sorted(stray))}, which it does not have. These are not "
+            "used."
+        )
     return warnings

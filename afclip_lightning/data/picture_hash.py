@@ -84,7 +84,7 @@ def close_pairs(first: np.ndarray, second: np.ndarray, limit: int = CLOSE) -> It
     Args:
         first: `[N]`, uint64.
         second: `[M]`, uint64.
-        limit: From 0 to 63.
+        limit: Largest number of differing bits, 0 to 63.
     """
     reach = limit // BANDS
     flips = [sum(1 << bit for bit in bits) for count in range(reach + 1) for bits in combinations(range(BITS), count)]

@@ -83,7 +83,7 @@ def draw_defect(kind: str, image: Array, foreground: Mask, rng: Generator, stren
         image: `[3, H, W]`, float32 in [0, 1].
         foreground: `[H, W]`, bool, where the product is.
         rng: Random stream.
-        strength: From 0, faint and small, to 1, strong and large.
+        strength: Strength from 0, faint and small, to 1, strong and large.
 
     Raises:
         RuntimeError: No draw had an area within `AREA`.

@@ -202,12 +202,14 @@ realiad_1024/<category>/NG/<defect>/S0001/*.{jpg,png}   images and masks
             odd = [name for name, count in sorted(views.items()) if count != VIEWS]
             if odd:
                 said.append(
-                    f"{category}: {len(odd)} of {len(views)} objects have other than {VIEWS} views, the first is "
+                    f"{category}: {len(odd)} of {len(views)} objects do not have {VIEWS} views, the first is "
                     f"{odd[0]} with {views[odd[0]]}; they are judged by those that are there"
                 )
             if alone := [sample for sample in samples if not sample.group]:
                 first = short(alone[0].image_path, self.root)
-                said.append(f"{category}: {len(alone)} images have names that say no object, so each is one: {first}")
+                said.append(
+                    f"{category}: {len(alone)} images have names without an object, so each counts as one: {first}"
+                )
         return said
 
 

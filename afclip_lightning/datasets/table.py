@@ -16,7 +16,7 @@ REQUIRED = ("image", "label")
 OPTIONAL = ("category", "split")  # in every row, or in none
 COLUMNS = (*REQUIRED, "mask", "defect_type", "group", *OPTIONAL)
 LABELS = {"0": 0, "normal": 0, "good": 0, "1": 1, "anomalous": 1, "anomaly": 1}
-MEND = "Correct the file."
+REMEDY = "Correct the file."
 
 
 class Table(ListedData):
@@ -128,7 +128,7 @@ class Table(ListedData):
             yield Entry(where, category, row["split"], row["image"], label, *facts)
 
     def _csv(self) -> Iterator[tuple[str, dict[str, str]]]:
-        for number, cells in read_rows(self.file, remedy=MEND, error=DatasetError):
+        for number, cells in read_rows(self.file, remedy=REMEDY, error=DatasetError):
             if absent := [column for column in REQUIRED if column not in cells]:
                 raise DatasetError(
                     f"{self.file}: has no column {', '.join(absent)}. Its first line must name the columns: image and "
@@ -137,7 +137,7 @@ class Table(ListedData):
             yield f"{self.file}, line {number}", {c: v.strip() for c, v in cells.items() if c in COLUMNS and v.strip()}
 
     def _jsonl(self) -> Iterator[tuple[str, dict[str, str]]]:
-        for number, fields in read_json_lines(self.file, Any, remedy=MEND, error=DatasetError):  # type: ignore[arg-type]
+        for number, fields in read_json_lines(self.file, Any, remedy=REMEDY, error=DatasetError):  # type: ignore[arg-type]
             where = f"{self.file}, line {number}"
             if not isinstance(fields, dict):
                 raise DatasetError(f"{where}: must be an object with image and label. Correct the line.")

@@ -76,7 +76,7 @@ class Volumes(Table):
         for number, line in read_json_lines(self.file, SliceLine, remedy="Import again.", error=DatasetError):
             if splits.setdefault(line.patient, line.split) != line.split:
                 raise DatasetError(
-                    f"{self.file}, line {number}: {line.patient} is in training and in test: what is tested would be "
-                    "known already. Import again: the split is by patients."
+                    f"{self.file}, line {number}: {line.patient} is in training and in test, so the test would not be "
+                    "on unseen patients. Import again: the split is by patients."
                 )
         yield from super().read_entries()

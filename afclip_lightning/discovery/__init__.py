@@ -20,7 +20,7 @@ def descendants(cls: type) -> list[type[Any]]:
     twice in a trace, and they live until the next garbage collection.
     """
     classes = _children(cls)
-    for found in classes:  # grows while it is walked
+    for found in classes:  # grows during the iteration
         classes += [inner for inner in _children(found) if inner not in classes]
     return classes
 

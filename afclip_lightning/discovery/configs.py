@@ -3,7 +3,7 @@
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
-PLACES = (PACKAGE / "configs", PACKAGE.parent / "configs")  # of a wheel, and of a checkout
+PLACES = (PACKAGE / "configs", PACKAGE.parent / "configs")  # in a wheel, and in a checkout
 
 
 def find_config(path: str | Path) -> Path:

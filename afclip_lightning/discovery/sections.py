@@ -109,7 +109,7 @@ def check_nulls(cls: type | None, arguments: Mapping[str, Any], where: str) -> N
             check_nulls(kind, value, f"{where}.{name}")
         elif value is None and default is not None and kind is not Any and NoneType not in get_args(kind):
             rest = "it has no default" if default is parameters[name].empty else f"leave it out for {default!r}"
-            raise UserError(f"{where}.{name}: null is no value for it; {rest}.")
+            raise UserError(f"{where}.{name}: null is not a valid value; {rest}.")
 
 
 @contextmanager

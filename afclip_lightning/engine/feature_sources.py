@@ -38,7 +38,7 @@ from afclip_runtime.views.decoding import in_order
 if TYPE_CHECKING:
     from afclip_runtime.views.decoding import Fetch, Source
 
-TOLD = 20  # most images of a chunk that a message names
+TOLD = 20  # maximum number of images of a chunk in a message
 
 
 @dataclass(frozen=True)

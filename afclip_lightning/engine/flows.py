@@ -180,9 +180,10 @@ def _check_assumed(run: Run, released: Released) -> None:
     if not (problems := released.differences(run.method)):
         return
     raise CheckpointError(
-        f"{shown(released.path)} is a head of {released.format.project}, and the config is another:\n  "
+        f"{shown(released.path)} is a head of {released.format.project}, and the config differs:\n  "
         + "\n  ".join(problems)
-        + "\nChange the config; or, if the head was trained so, test what head import FILE --model.KEY VALUE writes."
+        + "\nChange the config. If the head was trained with these settings, test the output of head import FILE "
+        "--model.KEY VALUE instead."
     )
 
 

@@ -32,8 +32,8 @@ LEAST = {
 }
 MOST = {"batch_size": 2**20, "num_workers": 2**10}  # more is a typing error that would exhaust the machine's memory
 NOT_HERE = {
-    "default_root_dir": "a run lies in --out",
-    "model_registry": "checkpoints are sent nowhere; they lie in the run folder",
+    "default_root_dir": "use --out for the run folder",
+    "model_registry": "checkpoints stay in the run folder",
 }
 
 

@@ -96,7 +96,7 @@ def check_resumable(path: Path, checkpoint: Mapping[str, Any], trainer: Mapping[
         if limit not in (None, -1) and limit < count:
             unit = option.removeprefix("max_")
             raise CheckpointError(
-                f"{path} has {count} {unit} behind it, and --trainer.{option} is {limit}: give at least {count}."
+                f"{path} has {count} {unit} already done, and --trainer.{option} is {limit}: give at least {count}."
             )
 
 

@@ -55,10 +55,10 @@ class RunRecord(SaveConfigCallback):
         """Writes `config.yaml` and `run.json`."""
         folder = Path(trainer.default_root_dir)
         method = pl_module.main if isinstance(pl_module, SharedPass) else pl_module
-        config = self.config.clone()  # can be run again as it is, into another folder
+        config = self.config.clone()  # can be repeated unchanged, into another folder
         config.out = config.trainer.default_root_dir = None
         if stage == "fit":
-            config.ckpt_path = None  # when a resumed run is repeated, it is trained from the start
+            config.ckpt_path = None  # a repetition of a resumed run trains from the start
         write_text(folder / "config.yaml", self.parser.dump(config, skip_none=False))
         facts = {
             "command": sys.argv,

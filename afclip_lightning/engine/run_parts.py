@@ -55,7 +55,7 @@ def keep_features(heads: Mapping[str, AnomalyMethod], features: FeatureCache, lo
             why = "uses the images beside their features"
             if method.changes_blocks:
                 why = "trains layers between the backbone's blocks, so their features change"
-            raise UserError(f"{name} {why}: nothing of it can be kept. It runs without --features.cache and temporary.")
+            raise UserError(f"{name} {why}: no features can be kept. Leave out --features.cache and temporary.")
     if loading.draft:
         raise UserError("--loading.draft changes the pixels: use it or kept features (--features), not both.")
     compute = {"16-mixed": "float16", "bf16-mixed": "bfloat16"}.get(precision, "float32")

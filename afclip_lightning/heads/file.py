@@ -20,11 +20,11 @@ from afclip_runtime.errors import CheckpointError, shown
 from afclip_runtime.files import atomic_path, open_regular, parse_json, read_bytes, to_type
 
 SUFFIX = ".safetensors"
-ENTRY = "afclip_lightning"  # the only metadata entry: the order of several entries would differ from write to write
+ENTRY = "afclip_lightning"  # the only metadata entry, since the order of several would vary between writes
 FORMAT = 1
 MEMORY = "memory."  # prefix of the names of a memory bank's tensors
-HEAD_LIMIT = 2**31  # most bytes of a head file
-HEADER_LIMIT = 2**24  # most bytes of its index and metadata
+HEAD_LIMIT = 2**31  # size limit of a head file, in bytes
+HEADER_LIMIT = 2**24  # size limit of its index and metadata, in bytes
 REMEDY = "Restore the file, name another, or pack the head again."
 
 
@@ -155,7 +155,7 @@ def _entry(content: bytes, path: str | Path) -> _Entry:
     """Returns the metadata of a head file. The beginning of the content is enough."""
     length = int.from_bytes(content[:8], "little")
     if len(content) < 8 or not 0 < length <= min(HEADER_LIMIT, len(content) - 8):
-        raise CheckpointError(f"{shown(path)}: is no head file, or its end is missing. {REMEDY}")
+        raise CheckpointError(f"{shown(path)}: is not a head file, or its end is missing. {REMEDY}")
     index = parse_json(content[8 : 8 + length], dict[str, Any], shown(path), remedy=REMEDY, error=CheckpointError)
     metadata = index.get("__metadata__")
     text = metadata.get(ENTRY) if isinstance(metadata, dict) else None

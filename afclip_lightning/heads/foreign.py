@@ -76,8 +76,8 @@ class Released:
                 prompt.check(method.backbone)
         except ValueError as error:
             raise CheckpointError(
-                f"it is no head for {method.backbone.description}: {error}\nName the backbone that it was trained on "
-                "(--model.backbone.model, --model.backbone.weights), and what else its training changed."
+                f"it is not a head for {method.backbone.description}: {error}\nName the backbone that it was trained "
+                "on (--model.backbone.model, --model.backbone.weights), and what else its training changed."
             ) from error
         return {
             "state_dict": dict(self.converted.tensors),
@@ -159,7 +159,7 @@ def read_released(path: Path, method: str | None = None) -> Released:
     if found is None:
         known = "\n".join(f"  {one.method}: {one.project}" for one in formats().values())
         raise CheckpointError(
-            f"{shown(path)}: is no trained head of a project whose format is known here:\n{known}\n"
+            f"{shown(path)}: is not a trained head of a project whose format is known here:\n{known}\n"
             "Name such a file, or a head of afclip_lightning's own."
         )
     if wanted is not None and found is not wanted:
@@ -170,7 +170,7 @@ def read_released(path: Path, method: str | None = None) -> Released:
     try:
         paths = found.files(path)
         if absent := next((one for one in paths if not one.exists()), None):
-            raise ValueError(f"is one of two files, and {shown(absent)} is not there. Put it there")
+            raise ValueError(f"is one of two files, and {shown(absent)} is missing. Put it there")
     except ValueError as error:
         raise CheckpointError(f"{shown(path)}: {error}.") from error
     contents = [content if one == path else _read(one) for one in paths]

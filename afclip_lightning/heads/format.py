@@ -140,7 +140,7 @@ class Tensors:
             raise ValueError("holds no tensors by name where a head has them")
         for name, value in state.items():
             if not isinstance(value, Tensor):
-                raise ValueError(f"{name} is no tensor")
+                raise ValueError(f"{name} is not a tensor")
         self.left: dict[str, Tensor] = dict(state)
 
     def take(self, name: str, *shape: int | None) -> Tensor:
@@ -162,7 +162,7 @@ class Tensors:
         """Returns a tensor of whole numbers; see `take`."""
         tensor = self._take(name, shape)
         if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
-            raise ValueError(f"{name} holds no whole numbers")
+            raise ValueError(f"{name} does not hold whole numbers")
         return tensor.long()
 
     def take_all(self, name: str, *shape: int | None) -> list[Tensor]:

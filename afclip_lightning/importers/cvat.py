@@ -124,7 +124,7 @@ def _points(element: "Element") -> list[float]:
     try:
         return [float(part) for pair in text.split(";") for part in pair.split(",")]
     except ValueError as error:
-        raise ValueError(f"its points are no numbers: {text[:40]!r}") from error
+        raise ValueError(f"its points are not numbers: {text[:40]!r}") from error
 
 
 def _box(element: "Element") -> Polygon:

@@ -97,11 +97,11 @@ def _read_subset(path: Path, export: Export) -> None:
     for item in content.items:
         where = f"{path}, item {item.id}"
         if item.image is None:
-            export.nothing["item that is no image"] = export.nothing.get("item that is no image", 0) + 1
+            export.nothing["item that is not an image"] = export.nothing.get("item that is not an image", 0) + 1
             continue
         size = item.image.size or None
         if size is not None and (len(size) != 2 or min(size) < 1):
-            raise refusing(f"{where}: its size is no height and width: {size}", REMEDY)
+            raise refusing(f"{where}: its size is not a height and a width: {size}", REMEDY)
         shapes: list[Shape] = []
         tags: list[str] = []
         problem = ""

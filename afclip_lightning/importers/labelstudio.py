@@ -207,7 +207,7 @@ def image_names(data: Any, key: str) -> tuple[str, ...]:
         ValueError: The task names no image, or several.
     """
     if not isinstance(data, dict):
-        raise ValueError("its data is no object")
+        raise ValueError("its data is not an object")
     if key:
         if not isinstance(data.get(key), str):
             raise ValueError(f"its data has no text {key!r} (--image_key)")

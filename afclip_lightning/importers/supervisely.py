@@ -95,7 +95,7 @@ def read(path: Path) -> Export:
         UserError: The folder is none of these, a file cannot be read, or a shape is invalid.
     """
     if not path.is_dir():
-        raise refusing(f"{path} is no folder", "Unpack what you downloaded, and name the project's folder.")
+        raise refusing(f"{path} is not a folder", "Unpack what you downloaded, and name the project's folder.")
     files = [file for file in json_files(path) if ANNOTATIONS in (*file.relative_to(path).parts[:-1], path.name)]
     if not files:
         raise refusing(f"{path}: holds no folder {ANNOTATIONS!r} with annotations", REMEDY)
@@ -146,7 +146,7 @@ def _area(thing: Thing) -> Area | None:
     try:
         outline = msgspec.convert(thing.points, Outline)
     except msgspec.ValidationError as error:
-        raise ValueError(f"its points are not as they must be ({error})") from error
+        raise ValueError(f"its points are invalid ({error})") from error
     if thing.kind == "polygon":
         return Polygon((_pixels(outline.exterior),), tuple(map(_pixels, outline.interior)))
     if thing.kind == "line":
@@ -166,7 +166,7 @@ def _corners(points: Any) -> list[list[float]]:
     try:
         pairs = msgspec.convert(points, list[tuple[float, float]])
     except msgspec.ValidationError as error:
-        raise ValueError(f"its points are not as they must be ({error})") from error
+        raise ValueError(f"its points are invalid ({error})") from error
     if len(pairs) != 2:
         raise ValueError("it needs two points")
     ordered: list[list[float]] = np.sort(points_of(pairs), axis=0).tolist()

@@ -28,7 +28,7 @@ from afclip_runtime.files import only_writer
 from afclip_runtime.images.find import VOLUME_SUFFIXES
 
 DECATHLON = ("imagesTr", "labelsTr")  # folders of the Medical Segmentation Decathlon and of nnU-Net
-LISTED = 10  # most lines per kind
+LISTED = 10  # maximum number of lines per kind
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -1,1 +1,1 @@
-"""One's own images through a model: scores, verdicts, calibrations, a server, exported graphs."""
+"""Inspection of your own images: scores, verdicts, calibrations, a server, exported graphs."""

@@ -25,7 +25,7 @@ from afclip_runtime.inspection.calibration import Calibration, Threshold, origin
 from afclip_runtime.inspection.drift import keep
 from afclip_runtime.types import Tiling
 
-FOLDS = 8  # most folds in which normal images are held out
+FOLDS = 8  # maximum number of folds in which normal images are held out
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Recipe:
         if self.checkpoint is not None:
             adapted_before = _short(self.checkpoint["method"]) == _short(self.model["class_path"])
             part = method if adapted_before else method.head
-            assert part is not None  # the recipe names it
+            assert part is not None  # named by the recipe
             factory.restore(part, {**self.checkpoint, "memory": {}})
         if self.head is not None:
             assert method.head is not None  # it was fitted
@@ -159,7 +159,7 @@ def adapt(
     alarms rather than more.
 
     Args:
-        recipe: From `recipe_of`.
+        recipe: Result of `recipe_of`.
         normal: Normal images, without repeats.
         out: Output folder.
         seen: How images are cut and prepared.
@@ -263,7 +263,7 @@ class _Parts:
         recipe = self.recipe
         if self.drawn is not None:
             head = self._predictor(recipe).method.head
-            assert head is not None  # `check` saw it
+            assert head is not None  # `check` has tested this
             fit(head, self.drawn, images, self.fit_seed)
             recipe = replace(recipe, head=head.state_dict())
         model = self._predictor(recipe)

@@ -106,7 +106,7 @@ def export_bundle(model: Predictor, folder: Path, overwrite: bool = False, int8:
         engines = installed_engines()
         found = [compare(model, temporary, e) if int8 is None else tested(temporary, e) for e in engines]
         largest = float(np.max([largest, *found]))
-        if int8 is None and not largest <= TOLERANCE:  # nan too
+        if int8 is None and not largest <= TOLERANCE:  # NaN too
             raise UserError(
                 f"{shown(folder)} was not written: the bundle's scores or maps differ from the model's by up to "
                 f"{largest:.1e}, more than {TOLERANCE}. Please report it, with the method's config."
@@ -166,7 +166,7 @@ def compare(model: Predictor, folder: Path, engine: str) -> float:
     pairs = [
         pair for a, b in zip(wanted, got, strict=True) for pair in ((a.score, b.score), (a.anomaly_map, b.anomaly_map))
     ]
-    return float(np.max([np.abs(np.subtract(a, b)).max() for a, b in pairs]))  # nan propagates
+    return float(np.max([np.abs(np.subtract(a, b)).max() for a, b in pairs]))  # NaN propagates
 
 
 def tested(folder: Path, engine: str) -> float:

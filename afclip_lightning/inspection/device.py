@@ -17,4 +17,4 @@ def device_of(name: str) -> torch.device:
         torch.ones(1, device=name).item()  # fails on `meta`, which holds no values
         return torch.device(name)
     except (RuntimeError, AssertionError, ImportError) as error:
-        raise UserError(f"device {name!r} is not there ({str(error).splitlines()[0]}). Use cpu or auto.") from error
+        raise UserError(f"device {name!r} is not available ({str(error).splitlines()[0]}). Use cpu or auto.") from error

@@ -176,7 +176,7 @@ def write_graph(model: Predictor, path: Path, to: Target, roi: Roi | None = None
         with quiet():
             write(program, temporary, facts)
         facts["largest_difference"] = compare(model, read(temporary), roi)
-        if not facts["largest_difference"] <= TOLERANCE:  # nan too
+        if not facts["largest_difference"] <= TOLERANCE:  # NaN too
             raise UserError(
                 f"{path} was not written: its scores or maps differ from the model's by up to "
                 f"{facts['largest_difference']:.1e}, more than {TOLERANCE}. Please report it, with the method's config."
@@ -260,7 +260,7 @@ def compare(model: Predictor, run: Run, roi: Roi | None = None) -> float:
         if roi is not None:
             maps = np.stack([only_inside(one, model.method.preprocess.inside(roi).astype(bool)) for one in maps])
         pairs = zip(run(image), (scores, maps), strict=True)
-        # nan has no order, and must propagate
+        # NaN has no order, and must propagate
         largest = float(np.max([largest, *(np.abs(got - want).max() for got, want in pairs)]))
     return largest
 

@@ -56,11 +56,11 @@ def promise(count: int, fpr: float) -> str:
     """
     least, enough = 1 / (count + 1), math.ceil(ENOUGH / fpr)
     if fpr >= least:
-        return f"{count} normal images can promise a false-positive rate of {least:.1%} or more; asked was {fpr:.1%}."
+        return f"{count} normal images can guarantee a false-positive rate of {least:.1%} or more; {fpr:.1%} is wanted."
     return (
-        f"{count} normal images can promise a false-positive rate of no less than {least:.1%}; asked was {fpr:.1%}. "
-        f"So the threshold goes by the shape of their scores, which is a guess. {math.ceil(1 / fpr) - 1} images can "
-        f"promise it, {enough} make it sure. Calibrate again when there are more."
+        f"{count} normal images cannot guarantee a false-positive rate below {least:.1%}; {fpr:.1%} is wanted. So the "
+        f"threshold follows the shape of their scores, which is a guess. {math.ceil(1 / fpr) - 1} images can guarantee "
+        f"this rate, and {enough} are enough for a reliable threshold. Calibrate again when there are more."
     )
 
 

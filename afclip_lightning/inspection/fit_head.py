@@ -19,7 +19,7 @@ from afclip_runtime.errors import UserError
 DRAWN = 8  # pseudo-anomalies per view of an image, where there is room
 MOST = 384  # pictures whose features are kept, with or without anomalies: 1 GB for a ViT-B at 518 px
 STEPS = 30
-BATCH = 16  # half of it normal
+BATCH = 16  # half of them normal
 
 
 @dataclass(frozen=True)

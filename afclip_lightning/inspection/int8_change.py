@@ -216,7 +216,7 @@ def measure(
         int8: The INT8 model.
         given: The images.
         threshold: Threshold of image scores, for the verdicts of both models. `None` for one threshold per model, from
-            the normal images that calibrated INT8.
+            the normal images of the INT8 calibration.
         layers: Number of INT8 linear layers.
         size: Sizes of the float32 and the INT8 file, in bytes.
         progress: Wraps the loop over the images, given its items and their number, and shows its progress.
@@ -266,11 +266,11 @@ def _thresholds(
     if threshold is not None:
         return (threshold, threshold), f"both at the threshold in use, {threshold:.4g}"
     if len(given.normal) < FEWEST:
-        return None, f"not compared, for want of a threshold and of {FEWEST} normal images to make one from"
+        return None, f"not compared: there is no threshold, and fewer than {FEWEST} normal images to choose one"
     scores = np.array([[found.score for found in pair] for pair in _both(exact, int8, given.normal)])
     values = from_normals(scores[:, 0], FPR).value, from_normals(scores[:, 1], FPR).value
     said = f"each at its own threshold, {values[0]:.4g} and {values[1]:.4g}, from {len(scores)} normal images"
-    return values, f"{said} that calibrated"
+    return values, f"{said} of the calibration"
 
 
 def _both(exact: Inspector, int8: Inspector, paths: Sequence[Path]) -> Iterator[tuple[Inspection, Inspection]]:

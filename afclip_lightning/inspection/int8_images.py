@@ -59,7 +59,7 @@ def read_images(folder: Path, roi: Roi | None = None) -> GivenImages:
 
 def _read(folder: Path) -> GivenImages:
     if not folder.is_dir():
-        raise UserError(f"{shown(folder)}, the folder of --calibration_images, is not there.")
+        raise UserError(f"{shown(folder)}, the folder of --calibration_images, does not exist.")
     if (folder / TEST).is_dir():
         return _of_product(folder)
     if several := [inner.name for inner in list_folders(folder) if (inner / TEST).is_dir()]:

@@ -57,7 +57,7 @@ def build_model(model: Path | str, arguments: Mapping[str, Any], backbones: fact
     """Returns the method of a model, in eval mode on the CPU.
 
     Args:
-        model: From `find_model`.
+        model: Result of `find_model`.
         arguments: Constructor arguments that replace the model's.
         backbones: See `factory.load_head`.
 
@@ -76,7 +76,7 @@ def known_by(model: Path | str, arguments: Mapping[str, Any]) -> str:
     """Returns the identity of a model in a calibration: the digest of its file, or of a config's resolved `model`.
 
     Args:
-        model: From `find_model`. The name of a method is its own identity.
+        model: Result of `find_model`. The name of a method is its own identity.
         arguments: See `build_model`.
 
     Raises:
@@ -110,7 +110,7 @@ def card_of(model: Path | str) -> Card | None:
     """Returns the card of a head file; `None` for any other model.
 
     Args:
-        model: From `find_model`.
+        model: Result of `find_model`.
 
     Raises:
         CheckpointError: The file cannot be read.

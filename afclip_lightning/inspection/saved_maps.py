@@ -343,7 +343,7 @@ def score(
         if unscored:
             notes.lines.append(
                 f"{counted(len(unscored), 'category', 'categories')} with masks and without maps: {_some(unscored)}. "
-                "The mean is without them."
+                "The mean excludes them."
             )
     names = [category.name for category in with_maps]
     regions = regions_of(rules.roi, names) if rules.roi else {}

@@ -102,7 +102,7 @@ def image_sentence(sentences: Mapping[str, str], image_path: PurePath) -> str | 
     """Returns the sentence about an image, for any folder of its dataset; `None` if there is none.
 
     Args:
-        sentences: From `load_image_sentences`.
+        sentences: Result of `load_image_sentences`.
         image_path: Path of the image. Its last parts are the path in the dataset.
     """
     parts = image_path.parts
@@ -156,7 +156,7 @@ def _read(source: str | Path) -> tuple[Path, dict[str, Any]]:
         )
     content = read_yaml(path, dict[str, Any], remedy="It must hold `sentences`, by category: correct the file.")
     if stray := [key for key in content if key not in _KEYS]:
-        raise UserError(f"{path}: has {stray[0]!r}, which no base has. Categories stand under `sentences`.")
+        raise UserError(f"{path}: has {stray[0]!r}, which is not a key of a base. Categories stand under `sentences`.")
     return path, content
 
 

@@ -155,7 +155,7 @@ class ChatServer:
         if status in (408, 429) or status >= 500:
             raise TransientError(f"status {status}", _retry_after(error.headers))
         if status in (401, 403):
-            key = "the key was not accepted" if self._key else "it wants a key, and none is set"
+            key = "the key was not accepted" if self._key else "it requires a key, and none is set"
             raise UserError(f"{self.endpoint} refuses (status {status}): {key}.")
         if status < 400:
             raise UserError(f"{self.endpoint} answers from another address (status {status}). Give that one.")

@@ -42,7 +42,7 @@ class Resampled(NamedTuple):
     Attributes:
         value: The metric of the images themselves.
         samples: `[r]`, the metric of each sample drawn from them.
-        without: For each group of images that are drawn together, `[m]`: the metric without each of m images.
+        without: `[m]` per group of images that are drawn together: the metric without each of m images.
         images: Number of images of each group, if only m of them were left out; m by default.
     """
 

@@ -20,8 +20,8 @@ from afclip_lightning.types import Split
 from afclip_runtime.files import write_text
 
 PAGE, SHEET = "dataset.html", "contact_sheet.png"
-LISTED = 40  # most problems on the page
-FREQUENT = 8  # most sizes that are named
+LISTED = 40  # maximum number of problems on the page
+FREQUENT = 8  # maximum number of listed sizes
 DECADES = 6  # decades of the axis of areas, which ends at 100 %
 PATCH, INPUT = 14, 518  # pixels: side of a patch and of the input of the papers' backbone
 

@@ -20,8 +20,8 @@ from afclip_runtime.thresholds import ThresholdFrom
 
 TABLE = "inspections.jsonl"
 VOLUMES = "volumes.jsonl"  # verdicts on volumes, if there are any
-SHOWN = 12  # most images in a gallery
-LISTED = 1000  # most images in a table
+SHOWN = 12  # maximum number of images in a gallery
+LISTED = 1000  # maximum number of images in a table
 SIDE = 320  # pixels of a picture's longer side
 
 

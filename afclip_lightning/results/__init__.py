@@ -34,8 +34,8 @@ LEVEL = 0.95
 """Confidence of intervals; a difference is called significant if its p-value is at most `1 - LEVEL`."""
 
 RULE_OF_THREE = (
-    "Where both ends are equal every sample of these images agrees, and others may not: of n images without an error, "
-    "up to 3 in n of others may have one."
+    "If both ends are equal, all samples of these images agree. Other images may not: after n images without an error, "
+    "up to 3 in n other images may have one."
 )
 """Note for intervals of zero length."""
 
@@ -106,7 +106,7 @@ class Row:
         normal: Number of normal test images.
         anomalous: Number of anomalous test images.
         metrics: Value in [0, 1] of each metric that is defined.
-        categories: For a mean: number of categories in the mean of each metric.
+        categories: Number of categories in the mean of each metric, in the row of a mean.
         error_bounds: Largest possible error of each pixel metric by binning.
         thresholds: Thresholds of the best F1 of images and pixels; see `is_anomalous`.
         masks: Effect of resizing on the masks; `None` if unknown.

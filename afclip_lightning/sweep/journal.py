@@ -62,7 +62,7 @@ def open_journal(path: Path, file: StudyFile) -> Journal:
         file: Watches the file.
 
     Raises:
-        UserError: A line is not a change of a study.
+        UserError: A line is not an entry of a study.
     """
     if path.exists():
         lock = JournalFileSymlinkLock(str(path))
@@ -85,7 +85,7 @@ def _mend(path: Path) -> None:
             is_change = False
         if not is_change:
             raise UserError(
-                f"{path}, line {number}: is not a change of a study. Remove the line; what it says of a trial is then "
+                f"{path}, line {number}: is not an entry of a study. Remove the line; what it says of a trial is then "
                 "lost. Or start again with another --out."
             )
     if whole < len(content):

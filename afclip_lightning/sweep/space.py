@@ -189,7 +189,7 @@ def _distribution(where: str, parameter: Mapping[str, Any]) -> BaseDistribution:
             return IntDistribution(*whole, step=step)
         return FloatDistribution(low, high, step=step)
     raise UserError(
-        f"{where}: the distribution {kind} of {low} to {high} has no counterpart; use values, uniform, int_uniform (of "
+        f"{where}: the distribution {kind} of {low} to {high} is not supported; use values, uniform, int_uniform (of "
         "whole numbers), q_uniform or log_uniform_values (above 0)."
     )
 

@@ -119,7 +119,7 @@ class Plan:
         if "identity" not in study.user_attrs:
             if any((self.folder / "trials").glob("*")):  # they would be resumed as trials of this study, and fail
                 raise UserError(
-                    f"{self.folder / 'trials'} holds trials that {self.storage} knows nothing of. Restore the study "
+                    f"{self.folder / 'trials'} holds trials that {self.storage} does not know. Restore the study "
                     "that they belong to, or choose another --out."
                 )
             if sweep.method == "grid":

@@ -19,7 +19,7 @@ from afclip_runtime.images.limits import check_size
 
 SCRATCH = ".scratch"
 AS_IT_IS = Reading()
-MOST_VALUES = 64  # most mask values that are listed
+MOST_VALUES = 64  # maximum number of listed mask values
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True):
         shape: Number of voxels along the stored axes.
         codes: Axis codes of the stored axes.
         spacing: Voxel distances along the stored axes, in mm.
-        affine: From voxel indices to RAS, in mm, `[4, 4]`.
+        affine: Map from voxel indices to RAS, in mm, `[4, 4]`.
         space_code: NIfTI's code of the space of the geometry.
         obliquity: Largest angle of a stored axis to an anatomical one, in degrees.
         modality: `CT`, `MR` …; empty if unknown.

@@ -153,7 +153,7 @@ def frames_of(file: DicomFile) -> list[Frame]:
         groups = _groups(data)
         if count > 1 and len(groups) != count:
             raise DatasetError(
-                f"{path}: its {count} frames have no positions, so they are a film and no volume. Save each as a file."
+                f"{path}: its {count} frames have no positions, so they are a film, not a volume. Save each as a file."
             )
         if not groups:
             return [Frame(path, 0, _placed(path, (data,)), shape, *_scale((data,)))]
@@ -182,7 +182,7 @@ def _placed(path: Path, places: Iterable["Dataset"]) -> np.ndarray:
     lacking = [name for name, count in names.items() if len(np.atleast_1d(found.get(name, ()))) != count]
     if lacking:
         raise DatasetError(
-            f"{path}: its header does not say where it lies in the patient (no {', '.join(lacking)}), so that it is no "
+            f"{path}: its header does not give its position in the patient (no {', '.join(lacking)}), so that it is no "
             "part of a volume. Inspect it as an image, without --axis."
         )
     position, turn, spacing = (np.asarray([float(x) for x in found[name]]) for name in names)
@@ -253,7 +253,7 @@ def ordered(frames: Sequence[Frame], name: str) -> tuple[list[Frame], Grid]:
     normal = np.cross(columns, rows)
     normal /= np.linalg.norm(normal)
     if len(frames) < 2:
-        raise DatasetError(f"{name}: has one slice, which is no volume. Inspect it as an image, without --axis.")
+        raise DatasetError(f"{name}: has one slice, which is not a volume. Inspect it as an image, without --axis.")
     frames = sorted(frames, key=lambda frame: float(normal @ frame.affine[:3, 2]))
     origins = np.array([frame.affine[:3, 2] for frame in frames])
     steps = np.diff(origins, axis=0)
@@ -325,7 +325,7 @@ def pixels(file: DicomFile, count: int) -> Iterator[np.ndarray]:
             values = next(frames, None)
             shape = None if number == count else (file.data.Rows, file.data.Columns)
             if shape != (None if values is None else values.shape):
-                raise ValueError("its header says other frames")
+                raise ValueError("its header states other frames")
         if values is not None:
             yield values
 

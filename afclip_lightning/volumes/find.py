@@ -34,7 +34,7 @@ class Tree:
         modality: Modality of its volumes.
         window: Window that replaces `auto`.
         anomalous: Values of masks that mean anomalous; `None` for all but 0.
-        sequence: Which of several images of one scan is read, as named in the files; empty if there is one.
+        sequence: Image that is read if a scan has several, as named in the files; empty if there is one.
         patient: Pattern of the part of a key that names the patient. The rest names visits.
     """
 
@@ -321,7 +321,7 @@ def _with_segmentations(volumes: Sequence[Source], found: Iterable[Header]) -> l
         if not fitting and header.frame:
             fitting = [number for number, source in enumerate(volumes) if source.frame == header.frame]
         if len(fitting) != 1:
-            what = "several series share its space" if fitting else "the series that it was drawn on is not there"
+            what = "several series share its space" if fitting else "the series that it was drawn on is missing"
             raise DatasetError(
                 f"{header.path}: a DICOM segmentation, and {what}. Add that series, or leave the file out."
             )
@@ -364,7 +364,7 @@ def _with_patients(found: Sources, root: Path, table: Path | None) -> Sources:
             if bids
             else (parts[0], "by the folders that volumes lie in")
             if parts
-            else (stem(source.files[0]), "by files alone, each as a patient (--patients says it better)")
+            else (stem(source.files[0]), "by files alone, each as a patient (--patients is more reliable)")
         )
         ways[way] = None
         volumes.append(replace(source, patient=patient))

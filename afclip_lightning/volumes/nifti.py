@@ -74,7 +74,7 @@ def _header(path: Path, file: Any) -> "Nifti1Header":
         kinds = {348: Nifti1Header, 540: Nifti2Header}
         kind = kinds.get(int.from_bytes(size, "little")) or kinds.get(int.from_bytes(size, "big"))
         if kind is None:
-            raise DatasetError(f"{path}: is no NIfTI file: it does not begin as one. Export it again.")
+            raise DatasetError(f"{path}: is not a NIfTI file: it does not begin with a NIfTI header. Export it again.")
         header: Nifti1Header = kind.from_fileobj(file, check=False)
         header.get_data_dtype(), header.get_data_shape(), header.get_slope_inter()
         return header

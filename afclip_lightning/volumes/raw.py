@@ -131,7 +131,7 @@ def unpack(file: BinaryIO, kind: str, place: Path, name: object, limit: int) -> 
         kind: `gzip` or `zlib`.
         place: File to write.
         name: Name of the volume in messages.
-        limit: Most bytes to write: the size stated in the header.
+        limit: Maximum number of bytes to write: the size stated in the header.
 
     Raises:
         DatasetError: The stream is truncated or damaged.

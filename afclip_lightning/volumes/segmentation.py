@@ -77,7 +77,7 @@ def _paint(marked: np.ndarray, frame: Frame, on: np.ndarray, grid: Grid) -> None
         place = ", ".join(f"{value:.4g}" for value in frame.affine[:3, 2])
         what = "lies outside of the volume" if outside else "lies between the volume's voxels"
         raise DatasetError(
-            f"{frame.path}: frame {frame.number + 1}, at ({place}) mm, {what}: its geometry is another one. "
+            f"{frame.path}: frame {frame.number + 1}, at ({place}) mm, {what}: its geometry differs. "
             "Give the series that it was drawn on."
         )
     y, x = np.nonzero(on)

@@ -133,7 +133,7 @@ def _meta_header(path: Path, file: BinaryIO) -> dict[str, str]:
         header[name.strip()] = value.strip()
         if name.strip() == "ElementDataFile":
             return header
-    raise DatasetError(f"{path}: is no MetaImage file: no line names its data (ElementDataFile). Export it again.")
+    raise DatasetError(f"{path}: is not a MetaImage file: no line names its data (ElementDataFile). Export it again.")
 
 
 def _three(path: Path, sizes: list[int]) -> tuple[int, int, int]:

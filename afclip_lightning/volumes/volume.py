@@ -108,6 +108,6 @@ def grid_from_codes(path: Path, codes: str, shape: tuple[int, int, int], spacing
 
 
 NO_CODES = (
-    "its header does not say how its axes lie in the patient. Say it: --codes RAS (of which side each stored axis runs "
-    "to), or write the header again."
+    "its header does not state the orientation of its axes in the patient. State it: --codes RAS (the side to which "
+    "each stored axis points), or write the header again."
 )

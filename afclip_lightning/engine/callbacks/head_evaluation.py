@@ -48,7 +48,7 @@ class HeadEvaluation:
     Attributes:
         name: Stem of its tables in the run folder.
         title: Title of the test in the files.
-        conditions: By name: the method, its few-shot images and seeds, its checkpoint, the resolution.
+        conditions: Conditions by name: the method, its few-shot images and seeds, its checkpoint, the resolution.
         rows: The results; empty until the pass has ended.
         type_rows: The results by defect type, if they were requested and images have one.
         curves: The curves that are defined, by dataset and category: `image_roc`, `image_pr`, `pixel_roc`,

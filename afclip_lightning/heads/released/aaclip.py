@@ -39,7 +39,7 @@ def convert(contents: Sequence[Any]) -> Converted:
     found |= {f"text_anchors.adapters.{i}.linear.weight": weight for i, weight in enumerate(texts)}
     adapters = image.take_all("layer_adapters.{}.fc.0.weight", None, None)
     found |= {f"image_adapters.{i}.linear.weight": weight for i, weight in enumerate(adapters)}
-    relu = "det_proj.fc.0.weight" in image.left  # the only trace of a training with a rectifier behind projections
+    relu = "det_proj.fc.0.weight" in image.left  # the only sign of training with a rectifier after projections
     name = "fc.0.weight" if relu else "fc.weight"
     patches = image.take_all(f"seg_proj.{{}}.{name}", None, None)
     found |= {f"patch_projections.{i}.weight": weight for i, weight in enumerate(patches)}

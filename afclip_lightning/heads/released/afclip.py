@@ -46,7 +46,7 @@ def convert(contents: Sequence[Any]) -> Converted:
     inner, width = weight.shape
     heads = inner // HEAD_WIDTH
     if heads * HEAD_WIDTH != inner:
-        raise ValueError(f"attention.attn.to_q.weight has {inner} rows, no multiple of a head's {HEAD_WIDTH} channels")
+        raise ValueError(f"attention.attn.to_q.weight has {inner} rows, not a multiple of {HEAD_WIDTH} per head")
     found = {
         "prompts.tokens": tokens,
         "adapter.norm.weight": tensors.take("attention.norm.weight", width),

@@ -80,7 +80,7 @@ def check(place: Path, expected: Sequence[Item] | None, progress: Progress = ite
             continue
         key = "/".join(parts[1:])
         if not key.endswith(suffix) or len(parts) != 4 or parts[1] not in MVTecAD2.published or parts[2] not in PRIVATE:
-            report.add(f"files that are no <category>/<part>/<name>{suffix}", name)
+            report.add(f"files that are not <category>/<part>/<name>{suffix}", name)
             continue
         key = key.removesuffix(suffix)
         if images is not None and key not in images:
@@ -106,7 +106,7 @@ def _files(place: Path) -> Iterator[File]:
         if not (place / MAPS).is_dir():
             deeper = [path.name for path in sorted(place.iterdir()) if (path / MAPS).is_dir()]
             hint = f" It seems to be {place / deeper[0]}." if deeper else ""
-            raise UserError(f"{place} has no folder {MAPS}, so it is no submission.{hint}")
+            raise UserError(f"{place} has no folder {MAPS}, so it is not a submission.{hint}")
         for kind in (MAPS, MASKS):
             for folder, inner, names in os.walk(place / kind):
                 inner[:] = sorted(set(inner) - {PUBLIC})
@@ -203,15 +203,15 @@ def _sizes(report: Report, shapes: dict[str, dict[str, tuple[int, int]]], images
                 continue
             image = read_shape(images[key])[0]
             if kind == MASKS and shape != image:
-                report.add("masks of another size than their image", _said(key, shape, image))
+                report.add("masks of another size than their image", _sizes_text(key, shape, image))
             elif kind == MAPS and (shape[0] > image[0] or shape[1] > image[1]):
-                report.add("maps that are larger than their image", _said(key, shape, image))
+                report.add("maps that are larger than their image", _sizes_text(key, shape, image))
     if images is None:
         for key, shape in shapes[MASKS].items():
             of_map = shapes[MAPS].get(key, (0, 0))
             if (0, 0) not in (shape, of_map) and (of_map[0] > shape[0] or of_map[1] > shape[1]):
-                report.add("maps that are larger than their mask", _said(key, of_map, shape))
+                report.add("maps that are larger than their mask", _sizes_text(key, of_map, shape))
 
 
-def _said(key: str, shape: tuple[int, int], other: tuple[int, int]) -> str:
+def _sizes_text(key: str, shape: tuple[int, int], other: tuple[int, int]) -> str:
     return f"{key} ({shape[1]}×{shape[0]}, and not {other[1]}×{other[0]})"

@@ -234,7 +234,7 @@ def pack(folder: Path, items: Sequence[Item], masks: bool, progress: Progress) -
     """
     names = [item.map_name for item in items] + [item.mask_name for item in items if masks]
     if absent := [name for name in names if not (folder / name).is_file()]:
-        raise UserError(f"{folder}: {shown(absent[0])} is not there. Write the submission again.")
+        raise UserError(f"{folder}: {shown(absent[0])} is missing. Write the submission again.")
     out = folder / ARCHIVE
     with (
         atomic_path(out) as temporary,
