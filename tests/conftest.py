@@ -11,7 +11,7 @@ os.environ.setdefault("WANDB_MODE", "disabled")  # the tests of tracking turn it
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["AFCLIP_CACHE"] = tempfile.mkdtemp(prefix="afclip-tests-")  # not the user's own
 atexit.register(shutil.rmtree, os.environ["AFCLIP_CACHE"], ignore_errors=True)
-# a shell starts background jobs deaf to Ctrl-C, and what they start would be so too: tests send it
+# a shell starts background jobs that ignore Ctrl-C, like their child processes: tests send it
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
@@ -42,7 +42,7 @@ def own_environment() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    """Has each test draw the same numbers, whichever tests run before it."""
+    """Gives each test the same random numbers, independent of earlier tests."""
     torch.manual_seed(0)
 
 

@@ -1,4 +1,4 @@
-"""The packages as a house: imports point down its floors, no file is too long, and tests share through `support`."""
+"""The packages as a house: imports point down its floors, files are short, and tests share code through `support`."""
 
 import ast
 import sys
@@ -65,10 +65,10 @@ TREES = {module: ast.parse(path.read_text(encoding="utf-8")) for module, path in
 
 
 def imported(tree: ast.AST, package: str) -> Iterator[str]:
-    """Yields what import statements name, for type checkers and inside functions too.
+    """Yields the names in import statements, including those for type checkers and inside functions.
 
     Args:
-        tree: Of a file.
+        tree: Syntax tree of a file.
         package: The package that the file lies in, which relative imports start from.
     """
     for node in ast.walk(tree):
@@ -81,7 +81,7 @@ def imported(tree: ast.AST, package: str) -> Iterator[str]:
 
 
 def edges() -> Iterator[tuple[str, str]]:
-    """Yields which module of the package imports which."""
+    """Yields pairs of modules of the package: the importing and the imported one."""
     for module, tree in TREES.items():
         package = module if MODULES[module].name == "__init__.py" else module.rpartition(".")[0]
         for name in imported(tree, package):
@@ -94,7 +94,7 @@ EDGES = set(edges())
 
 
 def room(module: str) -> str:
-    """Returns the folder or the loose module at the top that a module lies in; of the runtime with its name before."""
+    """Returns the top folder or top module that contains a module, with the package's name first for the runtime."""
     package, name = [*module.split("."), "__init__"][:2]
     return name if package == NAME else f"runtime.{name}"
 
@@ -126,13 +126,13 @@ def test_no_files_import_each_other() -> None:
 
 
 def brought(extra: str) -> set[str]:
-    """Returns the modules that packages of an extra of the runtime bring; of "", those that it always needs."""
+    """Returns the modules of the packages of an extra of the runtime; for "", of those that it always needs."""
     names = {normal(requirement.name) for requirement in runtime_project()[extra]}
     return set().union(*(IMPORTED_AS.get(name, {name.replace("-", "_")}) for name in names))
 
 
 def on_import(tree: ast.AST) -> Iterator[ast.AST]:
-    """Yields the statements that run as soon as a file is imported, those for type checkers left out."""
+    """Yields the statements that run when a file is imported, without those for type checkers."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             continue
@@ -179,7 +179,7 @@ def test_no_file_is_long() -> None:
 
 
 def test_methods_are_found_not_listed() -> None:
-    """Who adds a method edits no other file."""
+    """Adding a method needs no edit of another file."""
     shared = {f"{NAME}.methods", f"{NAME}.methods.base", f"{NAME}.methods.beside"}
     named = {
         f"{source} imports {target}"

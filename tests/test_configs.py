@@ -1,4 +1,4 @@
-"""Overrides merged over a main config give variants of its method, each another one."""
+"""Overrides merged over a main config give different variants of its method."""
 
 import contextlib
 import io
@@ -29,7 +29,7 @@ def arguments_of(*configs: str) -> dict[str, Any]:
 
 
 def base_of(override: str) -> str:
-    """Returns the config that an override is made for: that of the method that its name begins with."""
+    """Returns the config that an override is for: its name begins with the method."""
     return f"{override.partition('/')[2].partition('_')[0]}_mvtec"
 
 

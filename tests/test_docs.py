@@ -1,4 +1,4 @@
-"""Commands that guides and heads of files show exist, and so do their flags and their configs."""
+"""Commands in guides and module docstrings exist, and so do their flags and configs."""
 
 import importlib
 import itertools
@@ -29,7 +29,7 @@ TO_BE_WRITTEN = {"configs/off_centre_demo.yaml", "configs/x_mvtec.yaml"}  # by w
 
 
 def commands() -> Iterator[tuple[str, str, list[str]]]:
-    """Returns each command that is shown: where, its verb, and what follows it."""
+    """Returns each shown command: its place, its verb, and its arguments."""
     for path in sorted({path for pattern in FILES for path in REPOSITORY.glob(pattern)}):
         text = path.read_text(encoding="utf-8")
         text = re.sub(r"\\\n[#\s]*", " ", text)
@@ -54,7 +54,7 @@ def flags_of_import() -> set[str]:
 
 
 def known(verb: str, flag: str, args: list[str]) -> bool:
-    """Returns whether a verb takes a flag; that of a method's or a dataset's argument is one of any class."""
+    """Returns whether a verb has a flag. Arguments of a method or a dataset may be of any class."""
     if verb == "datasets" and args[:1] == ["import"]:
         return flag in flags_of_import()
     if verb == "features" and args[:1] == ["build"]:

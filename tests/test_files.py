@@ -1,4 +1,4 @@
-"""Files: only regular ones are opened, what they hold is checked, names survive, and writing is one step."""
+"""Files: only regular ones are opened, contents are checked, names survive, and writing is atomic."""
 
 import errno
 import os
@@ -107,13 +107,13 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"a\nb\n\xff\n", r"line 3: holds the byte 0xff, so it is no text in UTF-8"),
+        (b"a\nb\n\xff\n", r"line 3: holds the byte 0xff, so it is not UTF-8 text"),
         ("a,b\n".encode("utf-16"), r"line 1: holds"),
         (b"a\n\0\0", r"line 2: holds NUL"),
         (b"\x89PNG\r\n\x1a\n\0\0", r"line 1: holds"),
     ],
 )
-def test_what_is_no_text_is_told_with_its_line(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_invalid_text_is_reported_with_its_line(tmp_path: Path, content: bytes, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         read_text(write(tmp_path / "a.csv", content))
 
@@ -397,7 +397,7 @@ def test_a_folder_has_one_writer(tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()  # nothing was written there
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file: cannot be written"), only_writer(tmp_path / "file"):
-        pytest.fail("a file is no folder")
+        pytest.fail("a file is not a folder")
 
 
 def test_a_killed_writer_leaves_its_folder_free(tmp_path: Path) -> None:

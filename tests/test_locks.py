@@ -1,4 +1,4 @@
-"""Locks on files: one process has one, it ends with its process, and a file system without locks is told."""
+"""Locks on files: one process at a time, released at its end, and an error on file systems without locks."""
 
 import errno
 import fcntl
@@ -78,7 +78,7 @@ def test_attempts_are_kept_for_the_next_holder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL])
-def test_a_file_system_without_locks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+def test_a_file_system_without_locks_gives_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     def flock(file: int, operation: int) -> None:
         raise OSError(code, os.strerror(code))
 

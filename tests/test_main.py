@@ -1,4 +1,4 @@
-"""The command line as a whole: exit codes, the version, readers that go away."""
+"""The command line as a whole: exit codes, the version, readers that close early."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
 
 
 def let(monkeypatch: pytest.MonkeyPatch, what: BaseException | int) -> None:
-    """Lets every command end in an error or with a code."""
+    """Makes every command end with an error or an exit code."""
 
     def command(args: list[str]) -> int:
         if isinstance(what, BaseException):
@@ -52,7 +52,9 @@ def test_exit_codes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
     (MisconfigurationException("No such\nstrategy"), "No such strategy"),
     (OSError(28, "No space left on device"), "No space left"),
 ])  # fmt: skip
-def test_what_a_user_can_mend_is_one_line(capsys: pytest.CaptureFixture[str], error: Exception, message: str) -> None:
+def test_errors_that_a_user_can_correct_are_one_line(
+    capsys: pytest.CaptureFixture[str], error: Exception, message: str
+) -> None:
     def command(args: list[str] | None) -> app.AnomalyCLI:
         raise error
 
@@ -62,7 +64,7 @@ def test_what_a_user_can_mend_is_one_line(capsys: pytest.CaptureFixture[str], er
     assert message in line
 
 
-def test_what_nobody_knows_is_passed_on(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_errors_are_passed_on(capsys: pytest.CaptureFixture[str]) -> None:
     def fails(args: list[str] | None) -> app.AnomalyCLI:
         raise RuntimeError("shapes do not match")
 

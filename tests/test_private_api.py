@@ -1,4 +1,4 @@
-"""Private names of other packages that ours uses: that they still exist, and that each use is known.
+"""Private names of other packages in use: they exist, and each use is listed.
 
 A release of another package may drop such a name without a word. The test that then fails says what used it and why.
 """
@@ -52,7 +52,7 @@ class Private(NamedTuple):
 
 
 def place_of(path: Path) -> str:
-    """Returns what the table calls a file: its path in afclip_lightning, or in afclip_runtime as `runtime/…`."""
+    """Returns the name of a file in the table: its path in afclip_lightning, or in afclip_runtime as `runtime/…`."""
     return path.relative_to(REPOSITORY).as_posix().removeprefix("afclip_lightning/").removeprefix("afclip_")
 
 
@@ -79,7 +79,7 @@ def _trunk() -> torch.nn.Module:
 
 
 def _protocol() -> Any:
-    """Returns the names of a connection, most of which its constructor sets."""
+    """Returns the names of a connection; its constructor sets most of them."""
     return uvicorn.protocols.http.h11_impl.H11Protocol.__init__.__code__
 
 
@@ -313,7 +313,7 @@ def test_a_private_name_still_exists(used: Private) -> None:
 
 @pytest.mark.parametrize("name", ["connections", "conn", "cycle", "loop", "transport"])
 def test_a_connection_of_uvicorn_keeps_its_state(name: str) -> None:
-    """`serving/connections.py` reads them; the constructor, which wants a running server, sets them."""
+    """`serving/connections.py` reads them. The constructor, which needs a running server, sets them."""
     assert name in _protocol().co_names
 
 
@@ -336,7 +336,7 @@ def own_names(tree: ast.AST) -> set[str]:
 
 
 def uses(tree: ast.AST, ours: set[str], inherited: set[str]) -> Iterator[tuple[str, int]]:
-    """Yields the private names, and their lines, that are neither `ours` nor, of `self`, `inherited` from ours."""
+    """Yields the private names, and their lines, that are neither `ours` nor, on `self`, `inherited` from ours."""
     for node in ast.walk(tree):
         names: list[str] = []
         match node:
@@ -355,7 +355,7 @@ def uses(tree: ast.AST, ours: set[str], inherited: set[str]) -> Iterator[tuple[s
 
 
 def imported(tree: ast.AST) -> Iterator[Path]:
-    """Yields the files of ours that a file imports from."""
+    """Yields our files that a file imports from."""
     for node in ast.walk(tree):
         match node:
             case ast.ImportFrom(module=str(module)) if module.startswith(PACKAGES):
@@ -363,7 +363,7 @@ def imported(tree: ast.AST) -> Iterator[Path]:
 
 
 def overrides() -> Iterator[tuple[str, str]]:
-    """Yields private methods of other packages' classes that ours replace, with the file of ours."""
+    """Yields private methods of other packages' classes that our classes override, with our file."""
     ours = (
         pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
         for package in (afclip_lightning, afclip_runtime)

@@ -1,4 +1,4 @@
-"""Every reader of files meets changed, cut and random content: it gives a result or one error that a user can correct.
+"""Every reader of files gets changed, truncated and random content, and gives a result or one error for users.
 
 A reader that is added to the package gets a line in `READERS`.
 """
@@ -91,10 +91,10 @@ BACKBONES: dict[str, Any] = {}  # built once for all checkpoints
 
 @dataclass(frozen=True)
 class Reader:
-    """How a file is written as it should be, and read.
+    """How a valid file is written, and how it is read.
 
     Attributes:
-        name: What is read.
+        name: Kind of the file.
         write: Writes it, with all that belongs to it, into a folder, and returns the file.
         read: Reads the file.
     """
@@ -283,7 +283,7 @@ def write_export(tool: str) -> Callable[[Path], Path]:
 
 
 def drawn(path: Path, export: Export) -> object:
-    """Returns what is made of an export: its shapes become pixels."""
+    """Returns the conversion of an export: its shapes become pixels."""
     folder = path.parents[1] if path.parent.name == "ann" else path.parent
     return interpret(export, ImageFolder(folder), Settings(Labels(), "nut", empty="normal"))
 
@@ -414,7 +414,7 @@ READERS = [
 BY_NAME = pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
 SETTINGS = settings(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 
-# what stands where something else should
+# values in place of the expected ones
 STRANGE = (
     None,
     True,
@@ -451,7 +451,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Reader], Path]
 
 
 def check(reader: Reader, path: Path, content: bytes) -> None:
-    """Reads the content, and accepts a result or one error alone."""
+    """Reads the content, and accepts only a result or one error."""
     before = path.read_bytes()
     path.write_bytes(content)
     try:
@@ -468,7 +468,7 @@ def check(reader: Reader, path: Path, content: bytes) -> None:
 
 
 def places_of(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Yields the way to every part of a value."""
+    """Yields the path to every part of a value."""
     yield place
     parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
     for key, part in parts:
@@ -476,7 +476,7 @@ def places_of(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ..
 
 
 def put(value: Any, place: tuple[Any, ...], new: Any) -> Any:
-    """Returns the value with another part in a place, or without it if `new` is `...`."""
+    """Returns the value with a part replaced, or without the part if `new` is `...`."""
     if not place:
         return None if new is ... else new
     value = copy.copy(list(value) if isinstance(value, tuple) else value)
@@ -643,7 +643,7 @@ ALLOWED = {
 
 
 def parsers_in(source: str) -> set[str]:
-    """Returns which of the parsers a module calls; methods of a path by their names alone."""
+    """Returns the parsers that a module calls. Methods of a path are found by their names alone."""
     called, imported = set(), set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.module == "afclip_runtime.files":

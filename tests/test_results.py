@@ -1,4 +1,4 @@
-"""The table: what is absent, over how many categories a mean is, and what binning may have moved."""
+"""The table: absent values, numbers of categories in means, and possible errors by binning."""
 
 import subprocess
 import sys
@@ -88,7 +88,7 @@ def test_names_from_outside_do_not_break_the_table() -> None:
     table.encode()
 
 
-def test_what_resizing_did_to_masks_is_said_where_it_changed_them() -> None:
+def test_changes_of_masks_by_resizing_are_reported() -> None:
     kept = B.row("visa", "candle", MaskCounts(4, 0, 100, 96))
     assert "Resized" not in render(with_means([kept]))
     broken = B.row("visa", "fryum", MaskCounts(4, 0, 51, 135, 1))
@@ -149,8 +149,8 @@ def test_whoever_reads_a_table_needs_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_an_interval_without_length_is_no_certainty() -> None:
-    said = "of n images without an error, up to 3 in n of others may have one"
+def test_an_interval_of_zero_length_is_not_a_certainty() -> None:
+    said = "after n images without an error, up to 3 in n other images may have one"
     assert said not in render(with_intervals(ROWS, INTERVALS))
     point = {("visa", "candle"): {"image_auroc": (1.0, 1.0)}}
     assert render(with_intervals(ROWS, point), 1.0).splitlines()[-1].endswith(f"{said}.")

@@ -1,4 +1,4 @@
-"""The float64 runs that limits come from: nothing of float32 is left in them, roundings follow the computation."""
+"""The float64 runs that limits come from: no float32 is left in them, and roundings follow the computation."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from tests.support.rounding import UNIT, float64
 
 
 def scatter(compute: Callable[[Tensor], Tensor], value: Tensor) -> float:
-    """Returns how far runs with random roundings lie from the exact one, of its largest value."""
+    """Returns the distance of runs with random roundings from the exact run, relative to its largest value."""
     with float64():
         exact = compute(value)
     off = []
@@ -53,7 +53,7 @@ def test_a_small_difference_of_large_numbers_is_known_less_well() -> None:
     assert 1e-4 < ill < 10
 
 
-def test_what_float32_holds_exactly_is_not_rounded() -> None:
+def test_values_exact_in_float32_are_not_rounded() -> None:
     mask = torch.tensor([0.0, 1.0, 1.0, 0.0])
     with float64(0):
         assert (mask * 0.5).mean() == 0.25

@@ -1,4 +1,4 @@
-"""A section of a config becomes an object, and whatever is refused is one message."""
+"""A section of a config becomes an object, and every rejection is one message."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ from afclip_runtime.errors import DatasetError, UserError
 
 
 class Taker:
-    """Takes an object that is there already, a number, and what has no type."""
+    """Takes an existing object, a number, and an argument without a type."""
 
     def __init__(self, ready: object, number: int = 1, loose=None) -> None:  # type: ignore[no-untyped-def]
         if number < 0:
@@ -92,6 +92,6 @@ def test_the_constructors_own_words_are_found_under_the_parsers(tmp_path: Path) 
     assert str(caught.value) == "batch_size must be at least 1, got -1"
 
 
-def test_a_fault_of_the_program_is_no_refusal() -> None:
+def test_a_fault_of_the_program_is_not_a_user_error() -> None:
     with pytest.raises(AttributeError), refusals():
         raise AttributeError("a fault")

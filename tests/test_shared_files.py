@@ -1,4 +1,4 @@
-"""Files that another machine has just written, on a share whose client does not know of them yet."""
+"""Files that another machine has just written, on a share whose client has not seen them yet."""
 
 import ast
 import os
@@ -14,7 +14,7 @@ from tests.support import REPOSITORY
 
 @pytest.fixture
 def late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file that is not there by its name until its folder has been listed, as an NFS client remembers it."""
+    """A file that does not exist by its name until its folder is listed, as with the cache of an NFS client."""
     path, known = tmp_path / "part", set[Path]()
     exists, listdir = Path.exists, os.listdir
 
@@ -49,7 +49,7 @@ def test_a_late_file_is_waited_for_and_one_that_never_comes_is_told(
         wait_for(late)
 
 
-def test_a_look_anew_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_refresh_leaves_nothing_behind(tmp_path: Path) -> None:
     before = tmp_path.stat().st_mtime_ns
     refresh(tmp_path / "absent" / "folder")
     assert list(tmp_path.iterdir()) == []

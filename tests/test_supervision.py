@@ -1,4 +1,4 @@
-"""Signs of life: what systemd is told, what a health check finds, and clocks that are set."""
+"""Heartbeats: messages to systemd, health checks, and changed clocks."""
 
 import socket
 import time
@@ -24,7 +24,7 @@ def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abstra
         pulse.beat()
         pulse.beat()
         assert [manager.recv(99) for _ in range(3)] == [b"READY=1", b"WATCHDOG=1", b"WATCHDOG=1"]
-    notify("READY=1")  # nobody listens any more
+    notify("READY=1")  # no process listens any more
 
 
 def test_a_watcher_lives_as_long_as_it_gives_signs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,7 +45,7 @@ def test_a_clock_that_is_set_back_hides_nothing(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(time, "time", lambda: 0.0)
     Heartbeat(tmp_path).beat()
     assert check_alive(tmp_path, 60) < 60
-    (tmp_path / FILE).write_text(f"{1000 * int(time.monotonic() + 3600):020d}\n")  # of before the machine started anew
+    (tmp_path / FILE).write_text(f"{1000 * int(time.monotonic() + 3600):020d}\n")  # before a restart
     with pytest.raises(UserError, match="before this machine started"):
         check_alive(tmp_path, 60)
     for text in ("", "nan", "inf", "yesterday"):
@@ -60,8 +60,8 @@ def test_a_full_disk_or_a_folder_that_is_gone_does_not_stop_a_watcher(tmp_path: 
     Heartbeat(tmp_path).beat()
 
 
-def test_an_address_that_is_not_that_of_a_page_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:  # answers 501, for it knows no GET
+def test_an_address_that_is_not_a_page_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:  # answers 501, since it does not support GET
         thread = Thread(target=server.handle_request)
         thread.start()
         url = f"http://127.0.0.1:{server.server_port}/healthy"
@@ -70,11 +70,11 @@ def test_an_address_that_is_not_that_of_a_page_is_told(capsys: pytest.CaptureFix
     assert f"{url} answers with 501, not with 200." in capsys.readouterr().err
 
 
-def test_a_page_that_does_not_answer_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_page_that_does_not_answer_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/health"
-        assert main(["--url", url, "--within", "0.2"]) == 2  # it listens, and says nothing
+        assert main(["--url", url, "--within", "0.2"]) == 2  # it listens and sends nothing
     assert f"{url} does not answer" in capsys.readouterr().err
     assert main(["--url", url]) == 2
     assert main(["--url", "file:///etc/passwd"]) == 2
-    assert "is no address of a page" in capsys.readouterr().err
+    assert "is not the address of a page" in capsys.readouterr().err

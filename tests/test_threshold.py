@@ -1,4 +1,4 @@
-"""One rule for every threshold: a score above it is anomalous, and one that equals it is not, whoever says so."""
+"""One rule for every threshold: a score above it is anomalous, an equal one is not, in every part of the package."""
 
 import dataclasses
 import re
@@ -38,7 +38,7 @@ def run_of(scores: np.ndarray, labels: np.ndarray) -> Run:
 
 
 def verdicts(threshold: float) -> dict[str, list[bool]]:
-    """Returns who calls which of the scores anomalous at a threshold."""
+    """Returns the scores that each part calls anomalous at a threshold."""
     inspected = [Inspection(float(score), np.full((1, 1), score), threshold, threshold) for score in SCORES]
     reported = []
     for score, label in zip(SCORES, LABELS, strict=True):
@@ -61,7 +61,7 @@ def test_a_score_that_equals_the_threshold_is_normal_for_everyone() -> None:
 
 
 def test_the_threshold_of_the_best_f1_finds_what_it_was_counted_with() -> None:
-    """`evaluate` and `test` print it: 0.7 is on its anomalous side, and it is just below."""
+    """`evaluate` and `test` print it: it is just below 0.7, which is anomalous."""
     found = result()[0].result()
     for level in ("image", "pixel"):
         threshold = found.thresholds[f"{level}_f1_max"]
@@ -75,7 +75,7 @@ def test_the_threshold_of_the_best_f1_finds_what_it_was_counted_with() -> None:
 
 
 def test_no_normal_image_becomes_an_alarm_by_its_own_score() -> None:
-    """A threshold that is the score of a normal image, as quantiles are, lets that image through."""
+    """A threshold equal to the score of a normal image, such as a quantile, calls that image normal."""
     normal = np.linspace(0, 1, 1000, dtype=np.float32)
     image = from_normals(normal, 0.01)
     assert image.method == "quantile"
@@ -91,7 +91,7 @@ def test_no_normal_image_becomes_an_alarm_by_its_own_score() -> None:
 
 @pytest.mark.parametrize("criterion", ["f1", "balanced"])
 def test_labels_that_all_are_called_anomalous_are(criterion: str) -> None:
-    """The lowest score is the only one whose threshold has no score below it: it must still be above the threshold."""
+    """No score is below the threshold of the lowest score, which must still be above it."""
     scores, anomalous = np.array([0.5, 0.6]), np.array([True, False])
     threshold = from_labels(scores, anomalous, criterion).value  # type: ignore[arg-type]
     assert is_anomalous(scores, threshold).all()

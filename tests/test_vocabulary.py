@@ -11,7 +11,7 @@ TEXTS = [
     *(path for kind in ("py", "html", "js") for path in REPOSITORY.glob(f"afclip_*/**/*.{kind}")),
     *(REPOSITORY / "configs").rglob("*.yaml"),
 ]
-OTHER_NAMES = {  # and what the thing is called
+OTHER_NAMES = {  # and the name of the thing
     r"good (image|picture|one)s?\b": "normal image",
     r"good examples?\b": "few-shot image",
     r"\benlarg(e|ed|ement)\b": "upsample",

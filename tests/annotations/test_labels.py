@@ -1,4 +1,4 @@
-"""What labels mean: normal, anomalous, nothing."""
+"""Meanings of labels: normal, anomalous, ignored."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Which image of a folder an export means."""
+"""The image of a folder that a path in an export refers to."""
 
 from pathlib import Path
 
@@ -64,6 +64,6 @@ def test_the_prefix_of_an_upload_is_known(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
-    for place, said in ((tmp_path, "holds no image"), (tmp_path / "x", "is no folder")):
+    for place, said in ((tmp_path, "holds no image"), (tmp_path / "x", "is not a folder")):
         with pytest.raises(UserError, match=said):
             ImageFolder(place)

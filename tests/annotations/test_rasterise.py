@@ -151,7 +151,7 @@ def test_a_line_is_at_least_a_pixel_wide() -> None:
     assert pixels(Line(line, 0.01)) == pixels(Line(line, 1))
 
 
-def test_what_lies_outside_is_cut_off_and_told() -> None:
+def test_parts_outside_are_cut_off_and_reported() -> None:
     inside = mark(rectangle((0, 0, WIDTH, HEIGHT)), SIZE)
     assert inside.mask.all()
     assert not inside.clipped

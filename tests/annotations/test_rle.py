@@ -72,17 +72,17 @@ def test_a_brush_of_single_values() -> None:
         ({"size": [2, 3], "counts": [5]}, "add up to 5"),
         ({"size": [2, 3], "counts": [10**18, 10**18]}, "add up to"),
         ({"size": [2, 3], "counts": [-1, 7]}, "add up to"),
-        ({"size": [2, 3], "counts": [1.5, 4.5]}, "no whole numbers"),
-        ({"size": [2, 3], "counts": ["a"]}, "no whole numbers"),
-        ({"size": [2, 3], "counts": [[6]]}, "no whole numbers"),
-        ({"size": [2, 3], "counts": 6}, "no whole numbers"),
+        ({"size": [2, 3], "counts": [1.5, 4.5]}, "are not whole numbers"),
+        ({"size": [2, 3], "counts": ["a"]}, "are not whole numbers"),
+        ({"size": [2, 3], "counts": [[6]]}, "are not whole numbers"),
+        ({"size": [2, 3], "counts": 6}, "are not whole numbers"),
         ({"size": [2, 3], "counts": "5"}, "add up to 5"),  # pycocotools fills the rest with what is in the memory
         ({"size": [2, 3], "counts": "o"}, "cut off"),
-        ({"size": [2, 3], "counts": "oooooooooooooooo0"}, "no text of COCO's"),
-        ({"size": [2, 3], "counts": "é"}, "add up|no text"),
+        ({"size": [2, 3], "counts": "oooooooooooooooo0"}, "are not in COCO's text form"),
+        ({"size": [2, 3], "counts": "é"}, "add up|are not in COCO's text form"),
     ],
 )
-def test_run_lengths_that_are_none(value: object, said: str) -> None:
+def test_invalid_run_lengths(value: object, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         rle.coco_to_mask(value, (2, 3))
 
@@ -95,8 +95,8 @@ def test_a_brush_that_is_cut_off(cut: int) -> None:
 
 
 @pytest.mark.parametrize("numbers", [None, "x", [256], [-1], [1.5], ["a"], {"a": 1}])
-def test_a_brush_that_is_none(numbers: object) -> None:
-    with pytest.raises(ValueError, match=r"no list of bytes|cut off"):
+def test_an_invalid_brush(numbers: object) -> None:
+    with pytest.raises(ValueError, match=r"are not a list of bytes|cut off"):
         rle.brush_to_mask(numbers, 2, 3)
 
 
@@ -115,8 +115,8 @@ def test_a_mask_of_too_many_pixels_takes_no_memory() -> None:
             decode()
 
 
-def test_pictures_that_are_none() -> None:
-    for text, said in ((3, "no text"), ("~~", "no base64"), ("AAAA", "its picture"), ("", "its picture")):
+def test_invalid_pictures() -> None:
+    for text, said in ((3, "is not text"), ("~~", "is not base64"), ("AAAA", "its picture"), ("", "its picture")):
         with pytest.raises(ValueError, match=said):
             rle.png_to_mask(text)
     content = rle.mask_to_png(MASKS[2])
@@ -130,5 +130,5 @@ def test_pictures_that_are_none() -> None:
 def test_whole_numbers() -> None:
     assert rle.whole_numbers("1, 2,3 ,") == [1, 2, 3]
     for text in ("1.5", "-1", "a", "9" * 40, "²"):
-        with pytest.raises(ValueError, match="no whole number"):
+        with pytest.raises(ValueError, match="is not a whole number"):
             rle.whole_numbers(text)

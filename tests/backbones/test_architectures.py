@@ -53,7 +53,7 @@ def image_for(backbone: ClipBackbone, count: int = 2) -> Tensor:
 
 @torch.no_grad()
 def own_pass(backbone: ClipBackbone, image: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Returns what each block gives in the tower's own forward pass, and what that pass returns."""
+    """Returns the output of each block in the tower's own forward pass, and the result of that pass."""
     outputs: list[Tensor] = []
     hooks = [block.register_forward_hook(lambda *given: outputs.append(given[2])) for block in backbone.vision.blocks]
     embedding = backbone.vision.visual(image)
@@ -117,7 +117,7 @@ def test_both_streams_equal_the_loop(folder: Path, name: str) -> None:
 
 
 def test_values_are_not_rotated(folder: Path) -> None:
-    """Patches of one value gather the same wherever they lie: the V-V path compares contents."""
+    """Patches of equal value attend equally at any position: the V-V path compares contents."""
     backbone = tiny_of("DINOv3", folder)
     image = torch.randn(1, 3, 16, 16).repeat(1, 1, 4, 4)  # one patch, 16 times
     features = backbone.encode_image(image, backbone.spec(vv_layers=(1,), vv_from=1))
@@ -128,7 +128,7 @@ def test_values_are_not_rotated(folder: Path) -> None:
 @pytest.mark.parametrize("patches", [(6, 6), (6, 3)])
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if is_of_timm(name)])
 def test_another_size_equals_timms_own(folder: Path, name: str, patches: tuple[int, int]) -> None:
-    """Absolute positions by timm's rule, rotary ones, both or none: a tower takes any size in whole patches."""
+    """Absolute positions by timm's rule, rotary ones, both or none: a tower accepts any size in whole patches."""
     backbone = tiny_of(name, folder)
     ours, theirs = deepcopy(backbone.vision), deepcopy(backbone.vision.visual)
     h, w = patches[0] * ours.patch_size, patches[1] * ours.patch_size
@@ -162,7 +162,7 @@ def test_windows_keep_the_rotations_of_their_places(folder: Path, name: str) -> 
 
 
 def batch_for(backbone: ClipBackbone) -> Batch:
-    """Returns images with the reference images that some methods ask for."""
+    """Returns images with the reference images that some methods need."""
     batch = batch_of(4, backbone.preprocess.shape[0])
     batch.reference, batch.reference_rows = batch.image[:0], torch.tensor([[2], [3], [0], [1]])
     return batch
@@ -228,12 +228,12 @@ def test_a_tower_without_text_runs_what_needs_none(folder: Path, name: str) -> N
 REFUSED = {
     "RN50": "vision tower ModifiedResNet has no patch tokens that its projection fits; use .* such as ViT-B-16",
     "coca_ViT-B-32": "vision tower VisionTransformer has no patch tokens that its projection fits; use .* ViT-B-16",
-    "convnext_tiny": "vision tower ConvNeXt is no vision transformer: it cannot be tapped; use one, such as",
-    "MobileCLIP2-S0": "vision tower FastVit is no vision transformer: .* MobileCLIP2-B",
-    "vit_relpos_medium_patch16_cls_224": "vision tower VisionTransformerRelPos is no vision transformer",
-    "timm:naflexvit_base_patch16_radio_v3": "tower NaFlexVit is no vision transformer: .* vit_base_patch16_radio_v3",
-    "timm:resnet18": "vision tower ResNet is no vision transformer",
-    "timm:swin_tiny_patch4_window7_224": "vision tower SwinTransformer is no vision transformer",
+    "convnext_tiny": "vision tower ConvNeXt is not a vision transformer, so it cannot be tapped; use one, such as",
+    "MobileCLIP2-S0": "vision tower FastVit is not a vision transformer, .* MobileCLIP2-B",
+    "vit_relpos_medium_patch16_cls_224": "vision tower VisionTransformerRelPos is not a vision transformer",
+    "timm:naflexvit_base_patch16_radio_v3": "tower NaFlexVit is not a vision transformer, .* vit_base_patch16_radio_v3",
+    "timm:resnet18": "vision tower ResNet is not a vision transformer",
+    "timm:swin_tiny_patch4_window7_224": "vision tower SwinTransformer is not a vision transformer",
 }
 
 
@@ -252,7 +252,7 @@ def test_tokens_that_fill_no_grid_are_refused(folder: Path, monkeypatch: pytest.
     monkeypatch.setattr(embed, "forward", lambda image: forward(image)[:, :-1])
     backbone.vision.visual.trunk.pos_embed = None
     with pytest.raises(
-        WeightsError, match=r"makes 15 tokens of 56 x 56 pixels, which are no grid of patches of 14 pixels"
+        WeightsError, match=r"makes 15 tokens of 56 x 56 pixels, which do not form a grid of patches of 14 pixels"
     ):
         backbone.vision.resize((56, 56), "bilinear")
 

@@ -1,4 +1,4 @@
-"""Weights from files: nothing in them is run, and what is damaged or not finite is refused."""
+"""Weights from files: no code in them is run, and damaged or non-finite content is rejected."""
 
 import os
 import struct
@@ -32,7 +32,7 @@ class Part(torch.nn.Module):
 
 
 class Restoring(torch.nn.Module):
-    """A module that says itself how it is restored; `torch.jit.load` runs that."""
+    """A module with its own code for restoring, which `torch.jit.load` would run."""
 
     weight: Tensor
 
@@ -70,7 +70,7 @@ def test_tensors_of_a_torchscript_archive_are_those_that_torch_reads(tmp_path: P
 def test_code_in_an_archive_is_not_run(tmp_path: Path) -> None:
     torch.jit.save(torch.jit.script(Restoring()), tmp_path / "w.pt")
     assert torch.jit.load(tmp_path / "w.pt").weight.tolist() == [7.0, 7.0]  # torch runs it
-    with pytest.raises(WeightsError, match="a module keeps its tensors in a way of its own"):
+    with pytest.raises(WeightsError, match="a module stores its tensors in an unknown way"):
         ClipBackbone(small_config(tmp_path), str(tmp_path / "w.pt"), image_size=None)
 
 
@@ -87,7 +87,7 @@ def flip(path: Path, at: int) -> None:
 
 
 def largest_entry(path: Path) -> int:
-    """Returns where the content of the largest entry begins."""
+    """Returns the position at which the content of the largest entry begins."""
     with zipfile.ZipFile(path) as file:
         entry = max(file.infolist(), key=lambda entry: entry.file_size)
     with path.open("rb") as content:
@@ -138,7 +138,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -
         load_vision_weights(tower, str(tmp_path / "v.pt"))
 
 
-def test_what_is_no_state_dict_is_one_error(tmp_path: Path) -> None:
+def test_files_without_a_state_dict_give_one_error(tmp_path: Path) -> None:
     config = small_config(tmp_path)
     os.mkfifo(tmp_path / "pipe.pt")
     for number, content in enumerate(([1], {}, {"state_dict": 3}, {"visual.proj": "x"}, torch.zeros(2), {1: 2})):

@@ -27,7 +27,7 @@ from afclip_runtime.errors import UserError, WeightsError
 from tests.support.clips import SMALL, TIMM, openai_archive, small_clip, small_config
 
 
-def test_frozen_and_in_eval_whatever_is_asked(tiny: ClipBackbone) -> None:
+def test_frozen_and_always_in_eval_mode(tiny: ClipBackbone) -> None:
     tiny.train()
     assert not tiny.training
     assert not any(module.training for module in tiny.modules())
@@ -291,7 +291,7 @@ def test_equal_weights_have_one_fingerprint_in_any_file(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_recipe_has_one_fingerprint_on_any_processor() -> None:
-    """What is drawn and what is resized differ in their last bits between the instructions of processors."""
+    """Random and resized tensors differ in their last bits between processors."""
     code = (
         "from afclip_lightning.backbones.clip import ClipBackbone\n"
         "for model, text in (('tiny-8-112', 'own'), ('timm:vit_tiny_patch16_224', 'random')):\n"
@@ -409,7 +409,7 @@ def test_timm_tower(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2"])
 def test_dual_path_of_a_timm_tower(tmp_path: Path, name: str) -> None:
-    """The original path equals timm's own walk, with and without registers; the V-V one equals attention by hand."""
+    """The original path equals timm's pass, with and without registers. The V-V path equals attention by hand."""
     vision = {**TIMM["vision_cfg"], "timm_model_name": name}
     backbone = ClipBackbone(
         small_config(tmp_path, "timm-vv", **{**TIMM, "vision_cfg": vision}), "random", image_size=112

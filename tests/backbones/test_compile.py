@@ -1,4 +1,4 @@
-"""The compiled pass over images gives what the plain one gives."""
+"""The compiled pass over images gives the results of the uncompiled pass."""
 
 import shutil
 from pathlib import Path

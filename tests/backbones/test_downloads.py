@@ -1,4 +1,4 @@
-"""Downloads: whole or not there, resumed where they were cut, compared with their hash."""
+"""Downloads: complete or absent, resumed after an interruption, checked by their hash."""
 
 import hashlib
 from collections.abc import Iterator
@@ -54,7 +54,7 @@ def test_one_process_downloads_a_file(hub: Hub, tmp_path: Path) -> None:
         download(remote_of(PLACE), path, progress=False)
 
 
-def test_what_an_earlier_call_has_left_is_used(hub: Hub, tmp_path: Path) -> None:
+def test_the_part_of_an_earlier_call_is_used(hub: Hub, tmp_path: Path) -> None:
     hub.cuts = [5000] + [0] * 5
     path = tmp_path / "w.safetensors"
     with pytest.raises(WeightsError, match=r"model\.safetensors: could not be downloaded .*5,000 bytes are kept in"):

@@ -1,4 +1,4 @@
-"""The embedded CLIP: what lies in the package, that it loads, and that a head on it learns what transfers."""
+"""The embedded CLIP: its files in the package, its loading, and a head on it that transfers to other sets."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from afclip_runtime.errors import WeightsError
 
 LAYERS = (2, 4, 6, 8)
 FILE = MODELS / "tiny-8-112.safetensors"
-PIXEL_AUROC = 0.869  # five points under what this very test gave when the weights were made
+PIXEL_AUROC = 0.869  # five points below the result of this test when the weights were made
 
 
 @pytest.fixture(scope="module")

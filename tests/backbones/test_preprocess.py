@@ -91,7 +91,7 @@ def test_crop_is_the_transform_of_clip(shape: tuple[int, int], interpolation: In
 
 
 @pytest.mark.parametrize("shape", [(40, 90), (90, 40), (301, 517), (50, 50)])
-def test_trim_is_what_anomalydino_takes(shape: tuple[int, int]) -> None:
+def test_trim_is_the_rule_of_anomalydino(shape: tuple[int, int]) -> None:
     """The shorter side at 56 px, then whole patches of 14 px: what the right and the bottom have beyond is cut off."""
     resized = np.asarray(tv.Resize(56, tv.InterpolationMode.BICUBIC)(Image.fromarray(noise(shape))))
     frame = resized.shape[0] // 14 * 14, resized.shape[1] // 14 * 14

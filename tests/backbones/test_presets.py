@@ -1,4 +1,4 @@
-"""Presets: their facts are those of the registries that they name."""
+"""Presets: their facts equal those of the registries that they name."""
 
 import open_clip
 import pytest
@@ -75,7 +75,7 @@ def test_facts_are_those_of_the_registry(name: str) -> None:
 
 
 def parameters_of(entry: Preset) -> int:
-    """Those of the whole model that a file of weights fills."""
+    """Parameters of the whole model that a file of weights contains."""
     with torch.device("meta"):
         if entry.model.startswith(TIMM):
             built = timm.create_model(entry.model.removeprefix(TIMM), num_classes=0)

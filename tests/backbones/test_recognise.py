@@ -1,4 +1,4 @@
-"""Files of weights, looked at: what they are and which options use them; and files of other makers, loaded."""
+"""Identification of weights: their kind and the options that use them. Loading of files with other libraries' names."""
 
 import hashlib
 from collections.abc import Callable
@@ -201,7 +201,7 @@ def test_of_weights_with_two_activations_the_use_says_so(tmp_path: Path) -> None
     assert "activation quick_gelu (OpenAI's weights) or gelu: the file does not tell" in found.use
 
 
-def test_tensors_of_nothing_known_are_said_to_be(tmp_path: Path) -> None:
+def test_unknown_tensors_are_reported_as_such(tmp_path: Path) -> None:
     found = recognise(written(tmp_path / "a.safetensors", {"x": torch.zeros(3)}))
     assert (found.what, found.architectures, found.use, found.values) == ("not known", (), "", 3)
     tower = {"patch_embed.proj.weight": torch.zeros(8, 3, 2, 2), "blocks.0.x": torch.zeros(1)}
@@ -209,7 +209,7 @@ def test_tensors_of_nothing_known_are_said_to_be(tmp_path: Path) -> None:
     assert (found.what, found.architectures, found.use) == ("a vision tower", (), "")
 
 
-def test_what_is_no_use_is_one_line(tmp_path: Path) -> None:
+def test_unusable_files_give_one_line(tmp_path: Path) -> None:
     written(tmp_path / "nan.safetensors", {"x": torch.tensor([1.0, float("nan")])})
     written(tmp_path / "inf.pt", {"x": torch.tensor([float("inf")])})
     torch.save(torch.nn.Linear(2, 2), tmp_path / "object.pt")
@@ -225,11 +225,11 @@ def test_what_is_no_use_is_one_line(tmp_path: Path) -> None:
         ("nan.safetensors", "x holds NaN or infinity"),
         ("inf.pt", "x holds NaN or infinity"),
         ("object.pt", "holds other objects than tensors"),
-        ("list.pt", "holds list, no tensors by name"),
+        ("list.pt", "holds list, not tensors by name"),
         ("none.pt", "holds no tensors"),
         ("cut.safetensors", "Error while deserializing header"),
         ("flipped.pt", "is damaged: the checksum of"),
-        ("text.pt", "is neither of safetensors nor of torch.save"),
+        ("text.pt", "is neither a safetensors file nor a file of torch.save"),
         ("absent.pt", "does not exist"),
         (".", "is a folder"),
     ):

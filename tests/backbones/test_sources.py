@@ -1,4 +1,4 @@
-"""Weights by name, through the real clients from a hub on this machine: hf-hub:, timm:, and what is said of faults."""
+"""Weights by name, through the real clients from a hub on this machine: hf-hub:, timm:, and messages on faults."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,7 +74,7 @@ def test_a_tower_of_timm_comes_by_name(hub: Hub, tmp_path: Path, file: str) -> N
         assert torch.equal(other.pos_embed, tower.pos_embed)
 
 
-def test_what_cannot_be_reached_names_its_address_and_the_local_way(
+def test_unreachable_weights_name_their_address_and_the_local_way(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = str(tmp_path)

@@ -1,4 +1,4 @@
-"""Features on disk: the same numbers as without, and what happens to damaged, torn, unwritable and crowded stores."""
+"""Features on disk: the same numbers as without a store; damaged, incomplete, read-only and full stores."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def some_features(backbone: ClipBackbone, store: FeatureStore, count: int = 2) -
     return backbone.encode_image(torch.randn(count, 3, 28, 28), store.spec)
 
 
-def test_what_is_saved_is_loaded(backbone: ClipBackbone, store: FeatureStore) -> None:
+def test_saved_features_are_loaded(backbone: ClipBackbone, store: FeatureStore) -> None:
     made = some_features(backbone, store)
     assert store.load("a1") is None
     store.save(["a1", "b2"], made)
@@ -103,7 +103,7 @@ def test_the_pass_of_several_specs(backbone: ClipBackbone) -> None:
         chosen, alone = spec.select(wide, both), backbone.encode_image(image, spec)
         for left, right in zip(tensors(chosen), tensors(alone), strict=True):
             torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-5)
-    with pytest.raises(ValueError, match="blocks 2 and 3 do not come from one pass"):
+    with pytest.raises(ValueError, match="blocks 2 and 3 cannot come from one pass"):
         union([other, backbone.spec((), False, (3,), 3)])
     with pytest.raises(ValueError, match="image_size: 56 the other, 28 one"):
         union([one, replace(other, image_size=56)])
@@ -176,7 +176,7 @@ def test_what_a_file_says_of_itself_is_compared_with_what_is_asked_for(
     assert store.load("a1") is not None
 
 
-def test_what_is_no_file_does_not_hang(backbone: ClipBackbone, store: FeatureStore, tmp_path: Path) -> None:
+def test_special_files_do_not_hang(backbone: ClipBackbone, store: FeatureStore, tmp_path: Path) -> None:
     store.save(["a1", "b2"], some_features(backbone, store))
     path = store.path("a1", "layer-01")
     path.unlink()
@@ -202,13 +202,13 @@ def test_features_that_are_not_finite_are_not_kept(backbone: ClipBackbone, store
     ("change", "message"),
     [
         ({"image_size": "28"}, "image_size: expected a whole number or a list, got text"),
-        ({"image_size": 56}, r"is of other features \(image_size: 56 there, 28 here\)"),
+        ({"image_size": 56}, r"belongs to other features \(image_size: 56 there, 28 here\)"),
         ({"mean": [0.5]}, "mean: expected a list of length 3"),
         ({"std": [1, 1, float("nan")]}, "std: expected a finite number"),
         ({"dtype": "int8"}, "dtype: invalid enum value 'int8'"),
     ],
 )
-def test_an_edited_spec_is_told(
+def test_an_edited_spec_is_reported(
     backbone: ClipBackbone, store: FeatureStore, change: dict[str, Any], message: str
 ) -> None:
     store.check_spec()
@@ -230,8 +230,8 @@ def test_content_and_not_the_name_decides(tmp_path: Path) -> None:
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_too_little_room_is_said_before_anything_is_computed(store: FeatureStore) -> None:
-    an_image = (4 * (1 + store.grid[0] * store.grid[1]) + 2) * 4  # bytes a channel: 4 layers' tokens, the embedding
+def test_too_little_space_is_reported_before_anything_is_computed(store: FeatureStore) -> None:
+    an_image = (4 * (1 + store.grid[0] * store.grid[1]) + 2) * 4  # bytes per channel: tokens of 4 layers, the embedding
     with pytest.raises(UserError, match=r"Features of 10 images need .*e\+0\d GB in .*; the disk has .*features prune"):
         store.check_space(10, 10**13, None)
     with pytest.raises(UserError, match=r"need 2 GB .* limit_gb 1 leaves 1\."):
@@ -262,8 +262,8 @@ def test_a_full_disk_leaves_the_store_whole(
 def test_features_are_not_waited_for(
     backbone: ClipBackbone, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file that is not on the disk yet when the power goes is torn, which its checksum tells."""
-    store.save(["a1"], some_features(backbone, store, 1))  # and what is common to all, which is waited for
+    """A file that is not yet on disk when the power fails is incomplete, which its checksum reveals."""
+    store.save(["a1"], some_features(backbone, store, 1))  # and the part common to all, which is waited for
     waited: list[int] = []
     monkeypatch.setattr(os, "fsync", waited.append)
     store.save(["b2", "c3"], some_features(backbone, store))
@@ -303,7 +303,7 @@ def test_a_run_with_a_store_gives_the_same_and_walks_once(
     assert table(folder / "plain") == table(folder / "first") == table(folder / "second")
     weights = [torch.load(folder / run / "head.ckpt", weights_only=True)["state_dict"] for run in ("plain", "second")]
     for name, tensor in weights[0].items():
-        if methods()[method].trains_beside_normal:  # whose images pass the backbone in smaller batches, as they are new
+        if methods()[method].trains_beside_normal:  # new images pass the backbone in smaller batches
             torch.testing.assert_close(tensor, weights[1][name], rtol=1e-4, atol=1e-6)
         else:
             assert torch.equal(tensor, weights[1][name]), name

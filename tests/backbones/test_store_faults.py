@@ -1,4 +1,4 @@
-"""What may befall a store while it is built: kills, a second builder, a full disk, a torn file."""
+"""Faults while a store is built: kills, a second builder, a full disk, an incomplete file."""
 
 import contextlib
 import multiprocessing
@@ -26,7 +26,7 @@ IMAGES, TAPS, KILLS = 90, 2, 10
 
 
 def build(folder: Path, store: str, limit: int | None = None) -> None:
-    """Builds the features of all images in `store`, and writes what it says to `<store>.txt`.
+    """Builds the features of all images in `store`, and writes its output to `<store>.txt`.
 
     No file may grow over `limit` bytes.
     """
@@ -54,7 +54,7 @@ def files(store: Path) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with images and their features in `whole`, made by a build that nothing befell."""
+    """A folder with images and their features in `whole`, from an undisturbed build."""
     folder = tmp_path_factory.mktemp("faults")
     small_config(folder)
     write_set(folder / "train", 0, {("a", 0): 38, ("a", 1): 2})
@@ -107,7 +107,7 @@ def test_two_builders_at_once_both_finish(folder: Path) -> None:
     assert not list((folder / "shared").rglob("*.tmp"))
 
 
-def test_a_disk_that_takes_no_more_is_said_and_leaves_the_store_whole(folder: Path) -> None:
+def test_a_full_disk_is_reported_and_leaves_the_store_intact(folder: Path) -> None:
     some = next(feature_files(folder / "whole")).stat().st_size
     process = start(folder, "full", limit=some // 2)
     process.join(60)

@@ -1,4 +1,4 @@
-"""Where the files of a feature store lie: few per folder, found in the places of earlier versions, read in a stream."""
+"""Paths of a feature store: few files per folder, files of earlier versions are found, memory stays small."""
 
 import os
 import stat
@@ -37,7 +37,7 @@ def store(tmp_path: Path) -> FeatureStore:
 
 
 def as_before(store: FeatureStore) -> dict[Path, Path]:
-    """Moves the files of a store to where earlier versions had them; returns the places by those of today."""
+    """Moves the files of a store to the paths of earlier versions. Returns these by the current paths."""
     moved = {path: path.parents[1] / path.name for path in feature_files(store.folder.parent)}
     for path, earlier in moved.items():
         path.rename(earlier)
@@ -116,7 +116,7 @@ def test_a_file_in_a_folder_of_other_digests_is_damaged(store: FeatureStore) -> 
     other = path.parents[1] / "zz" / path.name
     other.parent.mkdir()
     path.rename(other)
-    assert "of another image, layer or backbone" in store_files.verify(store.folder.parent)[0]
+    assert "belong to another image, layer or backbone" in store_files.verify(store.folder.parent)[0]
     assert store.load(DIGESTS[0]) is None
     assert store_files.prune(store.folder.parent, None, None, damaged=True)[0] == 1
     assert not other.exists()

@@ -1,4 +1,4 @@
-"""Text towers beside CLIP's own: where prompts end, tokenizers from a folder, what is said where there is none."""
+"""Text towers other than CLIP's: ends of prompts, tokenizers from a folder, messages without a tokenizer."""
 
 import importlib.util
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Methods in the same samples of the images: what the samples are, several seeds, ranks, and what may be the best."""
+"""Methods in the same samples of the images: the samples, several seeds, ranks, and the possibly best methods."""
 
 import csv
 from pathlib import Path
@@ -66,7 +66,7 @@ def test_the_interval_of_a_value_is_that_of_the_runs_own_table(tmp_path: Path) -
 
 
 def test_samples_of_several_runs_have_the_variance_of_their_mean(tmp_path: Path) -> None:
-    """Runs that separate the images perfectly, not at all and in reverse vary by their seed alone."""
+    """Runs that separate the images perfectly, not at all and in reverse vary only between seeds."""
     runs = [write_recorded(tmp_path / f"{skill}", skill) for skill in (80.0, -80.0, 79.0, -79.0)]
     [many, _], _ = sampled(groups(runs, write_recorded(tmp_path / "other", 1.0)), 4000)
     values = many.values[PLACE]
@@ -208,7 +208,7 @@ def test_runs_of_other_images_have_no_intervals_and_that_is_said(tmp_path: Path)
         (folder / name).write_bytes((other / name).read_bytes())
     [table] = own_tables(rows, MATRIX, uncertainties(rows, tmp_path / "cells"))
     assert "No intervals: " in table.below[0]
-    assert "are not of the same images" in markdown(table)
+    assert "are not runs on the same images" in markdown(table)
 
 
 def test_too_few_images_have_no_intervals_and_that_is_said(tmp_path: Path) -> None:

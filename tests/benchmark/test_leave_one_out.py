@@ -1,4 +1,4 @@
-"""Benchmarks that train on several sets: their plan, what a head depends on, the table of sets that were left out."""
+"""Benchmarks that train on several sets: their plan, the dependencies of a head, the table of held-out sets."""
 
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,7 @@ def test_many_sets_have_a_short_folder() -> None:
 @pytest.mark.parametrize(("changes", "told"), [
     (["leave_one_out=[one]"], "names one dataset; heads are trained on the others"),
     (["leave_one_out=[one, two, one]"], "leave_one_out: 'one' is listed twice"),
-    (["leave_one_out=[one, two, five]"], "name the dataset 'five', which is none of one, two, three, gone"),
+    (["leave_one_out=[one, two, five]"], "name the dataset 'five', which is not one of one, two, three, gone"),
     (["leave_one_out=[one, gone]"], "leave_one_out: not on disk: gone (data/btad)."),
     (["leave_one_out=[]"], "transfers: is empty"),
     (["leave_one_out=[]", "transfers=[{train: [], test: [one]}]"], "transfers[0].train: is empty"),

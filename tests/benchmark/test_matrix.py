@@ -1,4 +1,4 @@
-"""A matrix is read strictly, keeps to the protocol, and becomes cells whose commands a person can repeat."""
+"""A matrix is read strictly, obeys the protocol, and becomes cells whose commands can be repeated by hand."""
 
 import copy
 import shlex
@@ -125,7 +125,7 @@ def test_only_methods_that_take_features_alone_share_a_store() -> None:
     [
         ("test: [one]", "test: [one, two]", "two would be trained on and tested on"),
         ("categories: [gear]", "categories: [gear, cloth]", "synthetic/cloth"),
-        ("test: [one]", "test: [three]", "'three', which is none of one, two, mvtec"),
+        ("test: [one]", "test: [three]", "'three', which is not one of one, two, mvtec"),
         ("train: two", "train: one", "one would be trained on"),
         ("train: two, test: [one]", "train: one, test: [two]", "train twice on one"),
         ("shots: [0, 2]", "shot: [0, 2]", "shot"),
@@ -160,7 +160,7 @@ def test_only_methods_that_take_features_alone_share_a_store() -> None:
         ("shots: [0, 2]", "shots: [.nan]", "methods.AF-CLIP.shots[0]"),
         ("shots: [0, 2]", "shots: [2, 2]", "methods.AF-CLIP.shots: 2 is listed twice"),
         ("trains: false, seeds: [0]", "trains: false, shots: [4]", "Dual-Image.shots: DualImage"),
-        ("shots: [0, 2]", "tests: [five]", "methods.AF-CLIP.tests: 'five' is none of the datasets"),
+        ("shots: [0, 2]", "tests: [five]", "methods.AF-CLIP.tests: 'five' is not one of the datasets"),
         ("shots: [0, 2]", "tests: []", "methods.AF-CLIP.tests: is empty"),
         ("shots: [0, 2]", "published: []", "methods.AF-CLIP.published: is empty"),
         ("configs: [configs/afclip_demo.yaml]", "configs: []", "methods.AF-CLIP.configs: is empty"),
@@ -249,7 +249,7 @@ def test_every_ablation_is_run() -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"[]", b"3", b"\xff\xfe", b"a: \0", b"[" * 100_000, b"{a: " * 1000, b"a: &a [*a]"]
 )
-def test_files_that_are_no_matrices_are_one_error(content: bytes) -> None:
+def test_files_that_are_not_matrices_give_one_error(content: bytes) -> None:
     Path("matrix.yaml").write_bytes(content)
     with pytest.raises(UserError, match=r"^matrix\.yaml"):
         load_matrix([Path("matrix.yaml")])
@@ -288,7 +288,7 @@ def test_configs_of_one_name_in_several_folders_are_kept_apart(folder: Path) -> 
 
 
 def paths_of(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Returns the path of every value within a value."""
+    """Returns the path of every value within a nested value."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [path, *(found for key, inner in items for found in paths_of(inner, (*path, key)))]
 

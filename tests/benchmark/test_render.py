@@ -1,4 +1,4 @@
-"""Tables have what was measured and what is printed, and nothing else; the same cells in Markdown, LaTeX and plots."""
+"""Tables have the measured and the published values and no others; Markdown, LaTeX and plots have the same cells."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""Cells run in processes that stay; what befalls one cell stays with it; two benchmarks share the work."""
+"""Cells run in persistent processes; a fault of one cell affects no other; two benchmarks share the work."""
 
 import csv
 import errno
@@ -24,7 +24,7 @@ from tests.support.fake_cells import cell, run, run_here
 
 
 @pytest.mark.slow
-def test_what_befalls_a_cell_stays_with_it(tmp_path: Path) -> None:
+def test_a_fault_of_a_cell_affects_no_other(tmp_path: Path) -> None:
     cells = [
         cell(tmp_path, "first"),
         cell(tmp_path, "killed", "kill"),
@@ -216,7 +216,7 @@ def test_a_run_that_stands_in_anothers_folder_is_not_taken_for_it(tmp_path: Path
     path.write_text(path.read_text().replace('"set0"', '"other"'))
     rows, damaged = assemble(tmp_path, [one])
     assert rows == []
-    assert "is of another run" in damaged[0]
+    assert "belongs to another run" in damaged[0]
 
 
 @pytest.mark.slow
@@ -305,7 +305,7 @@ def test_the_state_of_a_step_is_what_it_was_run_as(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_no_fault_of_a_cell(tmp_path: Path) -> None:
+def test_a_full_disk_is_not_a_fault_of_a_cell(tmp_path: Path) -> None:
     space = tmp_path / "space"
     cells = [cell(tmp_path, "good"), cell(tmp_path, "large", f"full:{space}"), cell(tmp_path, "next")]
     with pytest.raises(UserError, match=r"large: .*last\.ckpt.*\. The same command goes on from here\."):

@@ -182,7 +182,7 @@ def test_a_job_that_is_stopped_goes_on_where_it_was(number: signal.Signals) -> N
         assert job.poll() is None, job.communicate()
         time.sleep(0.02)
     job.send_signal(number)
-    _, said = job.communicate(timeout=120)  # until its workers, which have its output, have ended too
+    _, said = job.communicate(timeout=120)  # until its workers, which share its output, have ended
     assert job.returncode == {signal.SIGINT: 130, signal.SIGTERM: 75, signal.SIGKILL: -9}[number], said
     parts = {path: path.stat().st_mtime_ns for path in Path("out/parts").rglob("*.parquet")}
     assert 3 <= len(parts) < 50

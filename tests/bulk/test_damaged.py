@@ -1,4 +1,4 @@
-"""Damaged and odd sources: each is one line or one clear error, and the rest goes on."""
+"""Damaged and unusual sources: each gives one row or one clear error, and the other images are inspected."""
 
 import sys
 import tarfile
@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def archive(folder: Path, tmp_path: Path) -> Path:
-    """Per image four blocks of 512 bytes: its header, its bytes, and likewise those of its label."""
+    """Four blocks of 512 bytes per image: header and content of the image, header and content of its label."""
     write_tar(tmp_path / "whole.tar", folder, form=tarfile.USTAR_FORMAT)
     return tmp_path / "whole.tar"
 
@@ -63,7 +63,7 @@ def test_a_cut_archive_is_named_and_keeps_what_was_read(
     assert (damage.path, damage.shard, damage.problem) == (str(cut), 0, rows[judged]["error"])
 
 
-def test_a_damaged_header_in_the_middle_is_no_end(archive: Path, tmp_path: Path) -> None:
+def test_a_damaged_header_in_the_middle_is_not_the_end(archive: Path, tmp_path: Path) -> None:
     content = bytearray(archive.read_bytes())
     content[4 * 512 : 4 * 512 + 100] = b"\xff" * 100  # of the second image; tarfile alone takes that for the end
     archive.write_bytes(content)
@@ -169,7 +169,7 @@ def test_cells_that_are_empty(folder: Path, tmp_path: Path) -> None:
 def test_a_column_that_is_named_wrongly(folder: Path, tmp_path: Path) -> None:
     write_table(tmp_path / "a.parquet", {"label": [1], "image": [b""]})
     for column, problem in (
-        ("picture", "the column 'picture' is not there"),
+        ("picture", "the column 'picture' does not exist"),
         ("label", "holds neither bytes nor paths"),
     ):
         found = inspect(tmp_path / column, tmp_path / "a.parquet", column=column)
@@ -177,7 +177,7 @@ def test_a_column_that_is_named_wrongly(folder: Path, tmp_path: Path) -> None:
         assert "Its columns: label, image." in found.damaged[0].problem
 
 
-def test_files_of_a_folder_that_are_no_images(folder: Path, tmp_path: Path) -> None:
+def test_files_of_a_folder_that_are_not_images(folder: Path, tmp_path: Path) -> None:
     (folder / "0.png").write_bytes(b"")
     (folder / "photo.heic").write_bytes(b"x")
     (folder / "x.ignored").write_bytes(b"x\0")
@@ -200,7 +200,7 @@ def test_urls_that_cannot_be_read(folder: Path, tmp_path: Path, monkeypatch: pyt
         found = inspect(
             tmp_path / "out",
             f"{address}/images/00000.png",
-            f"{address}/images/00001.png",  # answers at the third try
+            f"{address}/images/00001.png",  # answers at the third attempt
             f"{address}/images/00002.png",
             f"{address}/images/none.png",
             f"{address}/images/page.png",
@@ -215,7 +215,7 @@ def test_urls_that_cannot_be_read(folder: Path, tmp_path: Path, monkeypatch: pyt
     assert not errors["/images/00001.png"]
     assert errors["/images/00002.png"].startswith("/images/00002.png: cannot be read (503")
     assert errors["/images/none.png"] == "/images/none.png does not exist."
-    assert "it is no image of a kind that is read here" in errors["/images/page.png"]
+    assert "it is not an image of a kind that is read here" in errors["/images/page.png"]
     assert errors["/none.tar"] == "/none.tar does not exist."
     assert "cannot be read" in errors["http://127.0.0.1:9/x.png"]
     assert errors["memory://none/of/these/*.png"].endswith("nothing matches this pattern.")

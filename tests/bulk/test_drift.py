@@ -1,4 +1,4 @@
-"""The column drift of a sharded job is that of one process that judges the images one after another."""
+"""The column drift of a sharded job equals that of one process that inspects the images in order."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from afclip_runtime.inspection.inputs import find_inputs
 from afclip_runtime.inspection.table import Record
 from tests.support.sharded import inspect, load, rows_of
 
-IMAGES, BEGIN, END = 360, 100, 200  # the light is another from the image BEGIN to the image END
+IMAGES, BEGIN, END = 360, 100, 200  # the light differs from the image BEGIN to the image END
 
 
 @pytest.fixture
@@ -49,9 +49,7 @@ def test_the_column_is_that_of_one_process(folder: Path, tmp_path: Path, calibra
     assert [facts_of(tmp_path / "out", number) is not None for number in range(found.shards)] == [True] * 8
 
 
-def test_parts_are_written_anew_only_where_the_column_changes(
-    folder: Path, tmp_path: Path, calibration: Calibration
-) -> None:
+def test_parts_are_rewritten_only_if_the_column_changes(folder: Path, tmp_path: Path, calibration: Calibration) -> None:
     inspect(tmp_path / "out", folder, shard_images=50, calibration=calibration)
     before = [part_path(tmp_path / "out", number).stat().st_mtime_ns for number in range(8)]
     drift = [row["drift"] for row in rows_of(tmp_path / "out")]

@@ -26,7 +26,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def come_late(*paths: Path) -> threading.Timer:
-    """Hides files that are there, and shows them after a while, as a share does that lags."""
+    """Hides existing files for a while, like a shared file system that lags."""
     hidden = [path.rename(path.with_name(f"{path.name}.hidden")) for path in paths]
     timer = threading.Timer(0.2, lambda: [late.rename(path) for late, path in zip(hidden, paths, strict=True)])
     timer.start()
@@ -60,7 +60,7 @@ def test_a_plan_that_is_older_than_the_job_is_read_again() -> None:
     assert Plan.read(OUT).todo(OUT) == [0, 1, 2]
 
 
-def test_a_list_that_never_comes_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_list_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     plan_of(OUT, ["in"])
     files_path(OUT, 1).unlink()
     monkeypatch.setattr(shared, "LONGEST_LAG", 0.1)

@@ -1,4 +1,4 @@
-"""The models of both programs judge by shards what they judge without: torch, graphs, several methods."""
+"""The models of both programs give the same results with and without shards: torch, graphs, several methods."""
 
 import csv
 import json
@@ -34,7 +34,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def both(main: Callable[[Sequence[str]], int], *args: str, sources: Sequence[str] = ("images",)) -> list[list[str]]:
-    """Returns what the table without shards says, after a look at whether the parts say the same."""
+    """Returns the rows of the table without shards, after checking that the parts have the same."""
     assert main(["images", *args, "--out", "plain", "--save", "map"]) == 0
     assert main([*sources, *args, "--out", "out", "--save", "map", *SHARDS]) == 0
     with Path("plain/inspections.csv").open(newline="") as file:
@@ -70,7 +70,7 @@ def test_several_methods_by_torch_on_an_archive() -> None:
         (["images", "--axis", "axial"], "--axis does not go with --launcher local"),
         (["images", "--save", "coco"], "--save coco does not go with --launcher local"),
         (["images/000.png", "--feedback", "normal"], "--feedback does not go with --launcher local"),
-        (["images", "--white", "auto"], "--white auto is looked up in images, and there are none here"),
+        (["images", "--white", "auto"], "--white auto is estimated from images, and there are none here"),
     ],
 )
 def test_what_is_not_by_shards(args: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Shards on Ray Data: one actor per device, the same table as by all routes, whatever dies meanwhile."""
+"""Shards on Ray Data: one actor per device, and the same table as by all routes even if processes die."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""The plan: shards stay, new images become new shards, replaced ones are judged again, and nothing is judged twice."""
+"""The plan: shards stay, new images become new shards, replaced images are inspected again, and no image twice."""
 
 import os
 from pathlib import Path

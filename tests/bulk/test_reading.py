@@ -1,4 +1,4 @@
-"""Images of a shard on their way to the model: as they come, and no more bytes of them at once than is allowed."""
+"""Reading of a shard's images: in order, and with a limited number of bytes in memory."""
 
 import io
 import time
@@ -19,12 +19,12 @@ COUNT = 40
 
 
 def contents(size: int, pulled: list[int]) -> Iterator[Content]:
-    """Yields images whose files have so many bytes, and notes each as it is taken."""
+    """Yields images of a given file size, and records each when it is consumed."""
     for number in range(COUNT):
         file = io.BytesIO()
         Image.fromarray(np.full((4, 4, 3), number, np.uint8)).save(file, "PNG")
         pulled.append(number)
-        yield Content(f"{number}.png", file.getvalue() + bytes(size))  # decoders pass over what follows the image
+        yield Content(f"{number}.png", file.getvalue() + bytes(size))  # decoders ignore bytes after the image
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -63,7 +63,7 @@ def test_a_slow_writer_slows_the_readers(tmp_path: Path, monkeypatch: pytest.Mon
     assert 4 < max(ahead) <= 4 + 2 + 4  # decoded ahead: a batch and an image per thread; and the batch that is written
 
 
-def test_what_is_fetched_fails_for_itself() -> None:
+def test_fetched_images_fail_independently() -> None:
     def fail() -> Content:
         raise decoding.UserError("away")
 

@@ -1,4 +1,4 @@
-"""The same images give the same table, whatever they lie in: value for value that of `inspections.csv`."""
+"""The same images give the same table from every kind of source, equal to `inspections.csv` in each value."""
 
 import csv
 import json
@@ -50,12 +50,12 @@ def memory(folder: Path) -> Iterator[str]:
 
 
 def cell(value: Any) -> str:
-    """Returns a value as inspections.csv has it."""
+    """Returns a value in the form of inspections.csv."""
     return json.dumps(value) if isinstance(value, list) else "" if value is None else str(value)
 
 
 def check(out: Path, expected: list[dict[str, str]], folder: Path, place: str, paths: list[str] | None = None) -> None:
-    """Each row says what inspections.csv says; its path and its error name the place that the image lies in."""
+    """Each row equals that of inspections.csv, except path and error, which name the place of the image."""
     rows = rows_of(out)
     images = images_in(folder)
     assert [row["path"] for row in rows] == (paths or [f"{place}/{p.relative_to(folder).as_posix()}" for p in images])

@@ -1,4 +1,4 @@
-"""`adapt`: from normal images to a folder that `inspect` and `export` take; what is refused, and what is said."""
+"""`adapt`: from normal images to a folder for `inspect` and `export`; rejected input; messages."""
 
 import csv
 import shutil
@@ -124,7 +124,7 @@ def test_an_image_unlike_the_others_is_named(normal: Path, tmp_path: Path, capsy
     said = capsys.readouterr()
     assert "odd.png looks unlike the other normal images" in said.err
     assert "have different shapes" in said.err
-    assert "6 normal images can promise a false-positive rate of no less than 14.3%" in said.out
+    assert "6 normal images cannot guarantee a false-positive rate below 14.3%" in said.out
 
 
 @pytest.mark.parametrize(
@@ -159,12 +159,12 @@ def test_a_method_that_compares_test_images_is_refused(
     normal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert adapt(normal, tmp_path / "model", "--checkpoint", "MuSc", *MODEL_OPTIONS, "--model.layers=[2,4]") == 2
-    assert "judges no image alone" in capsys.readouterr().err
+    assert "cannot score an image alone" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
 def patches(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A head that is fitted in no time."""
+    """A head whose fit takes no time."""
     return write_head(tmp_path_factory.mktemp("patches") / "head.ckpt", {}, "PatchLogit", {"layers": [2, 4]})
 
 

@@ -1,4 +1,4 @@
-"""A benchmark as a user runs it: real cells on drawn pictures, one table, the same each time."""
+"""A benchmark as a user runs it: real cells on drawn pictures, one reproducible table."""
 
 import os
 import shlex
@@ -40,7 +40,7 @@ published: {REPOSITORY / "experiments/published"}
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with the project's configs; cells run in this process, whose imports are paid."""
+    """A working folder with the project's configs. Cells run in this process, which has imported everything."""
     matrices.enter(tmp_path, MATRIX, monkeypatch)
     monkeypatch.setattr(sys, "argv", ["afclip_lightning"])
 
@@ -87,7 +87,7 @@ def test_two_benchmarks_give_the_same_table_and_so_does_a_cells_own_script(
 
 
 @pytest.mark.slow
-def test_what_failed_is_told_and_the_table_is_of_the_rest(
+def test_failures_are_reported_and_the_table_has_the_others(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(arguments: list[str]) -> int:

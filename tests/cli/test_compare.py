@@ -1,4 +1,4 @@
-"""The verb `compare`: what it says of runs, what it writes, and what it refuses."""
+"""The command `compare`: its output, its files, and rejected runs."""
 
 import csv
 import json
@@ -30,7 +30,7 @@ def refused(capsys: pytest.CaptureFixture[str], *args: str | Path) -> str:
 
 
 def cells(text: str, title: str, *names: str) -> list[str]:
-    """Returns the cells behind the names of a row of a table."""
+    """Returns the cells of a table's row after its names."""
     table = text.partition(f"## {title}\n")[2].partition("\n## ")[0]
     rows = [[cell.strip(" *") for cell in line.strip("| ").split("|")] for line in table.splitlines() if "|" in line]
     [row] = [row for row in rows if row[: len(names)] == list(names)]
@@ -52,7 +52,7 @@ def test_a_better_run_is_told_from_a_lucky_one(tmp_path: Path, capsys: pytest.Ca
     assert float(theirs.split()[0]) - float(ours.split()[0]) == pytest.approx(float(difference.split()[0]), abs=0.11)
     assert float(p_value) < 0.05
     assert float(delong.strip("<")) < 0.05
-    assert "The signed-rank test over categories needs 6 of them; here are 2." in text
+    assert "The signed-rank test over categories needs 6 of them; there are 2." in text
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert {len(line) for line in table[:3]} == {len(table[0])}  # the columns stand below each other
     assert said(capsys, weak, strong) == text
@@ -129,10 +129,10 @@ def test_without_matplotlib_the_rest_is_written(
     assert not list((tmp_path / "out").glob("ranks*"))
 
 
-def test_too_few_samples_for_holms_correction_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_too_few_samples_for_holms_correction_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [write_recorded(tmp_path / str(i), i / 3, seed=i) for i in range(4)]
     text = said(capsys, *runs, "--replicates", "100")
-    assert "Of 6 pairs and 100 samples Holm's p is never below 0.12: take --replicates 239 or more." in text
+    assert "With 6 pairs and 100 samples, Holm's p is at least 0.12: take --replicates 239 or more." in text
     assert "never below" not in said(capsys, *runs, "--replicates", "239")
 
 
@@ -166,7 +166,7 @@ def test_runs_of_other_images_are_refused_and_the_difference_is_named(
     first = write_recorded(tmp_path / "first", 1.0)
     fewer = write_recorded(tmp_path / "fewer", 1.0, categories={"a": (12, 16), "b": (10, 12)})
     message = refused(capsys, first, fewer)
-    assert f"{first} and {fewer} are not of the same images: 2 of 52 are in {first} alone, " in message
+    assert f"{first} and {fewer} are not runs on the same images: 2 of 52 are in {first} alone, " in message
     assert "/data/drawn/b/test/bad/022.png, /data/drawn/b/test/bad/023.png (of drawn/b)" in message
     assert f"2 of 52 are in {first} alone" in refused(capsys, fewer, first)
     other = write_recorded(tmp_path / "other", 1.0, categories={"a": (12, 16), "c": (10, 14)})
@@ -174,9 +174,8 @@ def test_runs_of_other_images_are_refused_and_the_difference_is_named(
     relabelled = shutil.copytree(first, tmp_path / "relabelled")
     scores = (relabelled / "scores.csv").read_text()
     (relabelled / "scores.csv").write_text(scores.replace("good/000.png,0", "good/000.png,1", 1))
-    assert "do not agree on what is normal: 1 images have another label, /data/drawn/a/test/good/000.png." in refused(
-        capsys, first, relabelled
-    )
+    said = refused(capsys, first, relabelled)
+    assert "disagree on which images are normal: 1 images have another label, /data/drawn/a/test/good/000.png." in said
 
 
 def test_mistakes_are_one_message(

@@ -216,7 +216,7 @@ def test_an_anomalous_image_with_a_black_mask_is_refused_as_in_test(
 
 
 def write_one_category(root: Path, kinds: tuple[str, ...] = ("crack", "scratch"), normal: str = "good") -> None:
-    """Writes the inside of MVTec's `test` and `ground_truth` folders: kinds of defects, and a normal one."""
+    """Writes the content of MVTec's `test` and `ground_truth` folders: defect types, and normal images."""
     rng = np.random.default_rng(1)
     mask = np.zeros((12, 10), np.uint8)
     mask[2:5, 3:8] = 255
@@ -286,7 +286,7 @@ def test_a_category_may_be_called_all_and_not_mean(tmp_path: Path, capsys: pytes
     assert "maps/mean: a category is called 'mean', and so is the mean of all categories" in capsys.readouterr().err
 
 
-def test_what_is_left_out_is_said_with_its_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_left_out_files_are_reported_with_their_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_tree(tmp_path)
     np.savez(tmp_path / "maps/cable/test/good/007.npz", np.zeros(3))
     save(tmp_path / "maps/cable/test/good/008.jpg", np.zeros((12, 10), np.uint8))
@@ -318,7 +318,7 @@ def test_folders_below_the_normal_one_are_normal(tmp_path: Path, capsys: pytest.
     assert f"{path}: its label is 0 (normal), but its mask is not empty" in capsys.readouterr().err
 
 
-def test_masks_that_are_not_read_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unread_masks_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_tree(tmp_path)
     path = tmp_path / "data/cable/ground_truth/crack/002_mask.png"
     np.save(path.with_suffix(".npy"), np.asarray(Image.open(path)))  # another copy of a mask that is read
@@ -364,7 +364,7 @@ def test_two_maps_of_one_normal_image_are_refused(tmp_path: Path, capsys: pytest
     assert "000.png: 000.npy beside it has the same name. Keep one map of each image." in capsys.readouterr().err
 
 
-def test_masks_that_mark_most_of_their_picture_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_masks_that_mark_most_of_their_picture_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_tree(tmp_path)
     for i in (2, 3, 4):
         path = tmp_path / f"data/cable/ground_truth/crack/{i:03}_mask.png"
@@ -421,7 +421,9 @@ def test_scores_are_ranked_in_the_precision_that_they_were_saved_in(
     assert all(bound < 1e-3 for bound in bounds.values())
 
 
-def test_what_has_the_name_of_a_map_and_is_no_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_paths_with_the_name_of_a_map_that_are_not_files_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_tree(tmp_path)
     path = tmp_path / "maps/bottle/test/good/009.npy"
     path.symlink_to(tmp_path / "nowhere.npy")
@@ -433,7 +435,9 @@ def test_what_has_the_name_of_a_map_and_is_no_file_is_named(tmp_path: Path, caps
     assert str(path) in capsys.readouterr().err
 
 
-def test_folders_of_defects_without_normal_images_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folders_of_defects_without_normal_images_are_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_one_category(tmp_path)
     for path in (tmp_path / "maps/good").iterdir():
         path.unlink()

@@ -1,4 +1,4 @@
-"""The commands inspect and calibrate: tables that survive a stop, files that never meet, errors image by image."""
+"""The commands inspect and calibrate: tables that survive a stop, unique file names, errors per image."""
 
 import csv
 import io
@@ -53,7 +53,7 @@ def inspect(*args: str) -> int:
 
 
 def rows(output: str = "out") -> list[Row]:
-    """Returns the rows of the JSON lines, after a look at whether the CSV says the same."""
+    """Returns the rows of the JSON lines, after checking that the CSV has the same."""
     found = [json.loads(line) for line in Path(output, "inspections.jsonl").read_text().splitlines()]
     with Path(output, "inspections.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         table = list(csv.DictReader(file))
@@ -114,7 +114,7 @@ def test_bad_images_cost_a_line_each(folder: Path, capsys: pytest.CaptureFixture
     assert {path for path, row in found.items() if not row["error"]} == {f"bad/{name}" for name in fine}
     for path, words in {
         "bad/zero.png": "cannot be read as an image",
-        "bad/text.png": "no image of a kind that is read here",
+        "bad/text.png": "not an image of a kind that is read here",
         "bad/cut.png": "cannot be read as an image",
         "bad/bomb.png": "",  # whichever is noticed first, its size or its end
         "bad/empty": "the folder has no image",
@@ -257,7 +257,7 @@ def test_of_volumes_that_are_left_out_their_option_is_said(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_what_is_left_out_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_left_out_files_are_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_pictures(folder / "photos", 2)
     for name in ("a.heic", "b.HEIC", "c.cr2", ".hidden.heic", "Thumbs.db", "notes.txt"):
         (folder / "photos" / name).write_bytes(b"\0")
@@ -334,7 +334,7 @@ def test_one_writer_at_a_time(folder: Path, capsys: pytest.CaptureFixture[str]) 
     assert inspect("in") == 0
 
 
-def test_a_head_that_gives_nan_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_head_that_gives_nan_is_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_pictures(folder / "in", 10)
     model = load(folder / "head.ckpt", device="cpu")
     with torch.no_grad():
@@ -529,7 +529,7 @@ def test_calibrations_are_of_products(folder: Path, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.slow
-def test_a_stream_of_another_product_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stream_of_another_product_is_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = write_pictures(folder / "all", 30)
     scores = [one.score for one in load(folder / "head.ckpt", device="cpu").predict_many(paths)]
     ranked = [paths[index] for index in np.argsort(scores)]
@@ -609,7 +609,7 @@ def test_feedback_joins_the_few_shot_images_and_the_thresholds_must_be_made_anew
 
 
 @pytest.mark.slow
-def test_copies_count_once_and_few_images_are_told_early(
+def test_copies_count_once_and_too_few_images_are_reported_early(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, *_ = write_pictures(folder / "good", 9)

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: runs, run folders, and mistakes."""
+"""The command line as a user sees it: runs, run folders, and mistakes."""
 
 import csv
 import json
@@ -277,7 +277,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(folder: Path, capsys: pytest.Ca
 
 @pytest.mark.slow
 def test_a_full_disk_leaves_no_half_written_file(folder: Path) -> None:
-    """A limit on the size of a file stands for the full disk: the checkpoint is larger, the tables are not."""
+    """A limit of the file size simulates a full disk: the checkpoint exceeds it, the tables do not."""
     import resource
 
     def limit() -> None:
@@ -341,7 +341,7 @@ def test_training_on_two_processes(folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("environment", [{"TORCHELASTIC_RUN_ID": "none"}, {}])
-def test_processes_that_cannot_agree_on_a_folder_are_told(
+def test_processes_that_cannot_agree_on_a_folder_give_an_error(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], environment: dict[str, str]
 ) -> None:
     for name in ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID", RUN_FOLDER_VARIABLE):

@@ -1,4 +1,4 @@
-"""The command submit: what it writes, what it does on the second run, what its check finds, what it refuses."""
+"""The command submit: its files, a second run, the findings of its check, rejected input."""
 
 import json
 import os

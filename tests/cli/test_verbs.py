@@ -1,4 +1,4 @@
-"""The commands as a whole: they are found by their files, answer without heavy packages, and know their old flags."""
+"""The commands as a whole: found by their files, help without heavy imports, old flags still accepted."""
 
 import importlib
 import json
@@ -71,7 +71,7 @@ def test_a_mistyped_command_is_told_the_nearest(
 
 
 @pytest.mark.parametrize("name", ["parser", "verbs", "run", "model_options", "__init__", "fit.main", "../cli/fit"])
-def test_what_is_no_command_is_not_run(
+def test_files_that_are_not_commands_are_not_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     assert run(monkeypatch, name) == 2
@@ -91,7 +91,7 @@ def test_a_file_is_a_command(
 
 
 @pytest.mark.parametrize("verb", sorted(set(RENAMED) - {*RUNS, "features"}))
-def test_an_old_flag_is_understood_and_told(verb: str) -> None:
+def test_an_old_flag_is_accepted_and_reported(verb: str) -> None:
     options = options_of(importlib.import_module(f"afclip_lightning.cli.{verb}")._parser())
     for old, new in RENAMED[verb].items():
         assert new in options
@@ -173,7 +173,7 @@ def write_store(root: Path) -> None:
 
 @pytest.mark.slow
 def test_light_commands_import_nothing_heavy(tmp_path: Path) -> None:
-    """Runs them one after the other in one process, and looks at what has been imported after each."""
+    """Runs the commands in one process, and checks the imported modules after each."""
     write_store(tmp_path / "store")
     write_run(tmp_path / "run")
     bottles = str(write_mvtec(tmp_path / "mvtec", ["bottle"], by_name=True))  # some are in training and in test

@@ -1,4 +1,4 @@
-"""The `weights` verb: lists, gets from a hub on this machine, and checks files."""
+"""The command `weights`: list, get (from a hub on this machine), and check."""
 
 import json
 import sys
@@ -58,7 +58,7 @@ def test_weights_come_into_the_cache_or_into_a_folder(
         assert file.read_bytes() == content
         assert f"--model.backbone.weights {file}" in capsys.readouterr().out
         assert run(monkeypatch, "get", "ViT-B-32", "openai", "--out", out) == 2
-        assert "exists already" in capsys.readouterr().err
+        assert "already exists" in capsys.readouterr().err
         assert run(monkeypatch, "get", "hf-hub:us/none", "--out", out) == 2
         assert "has no file named" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""Losses against loop-only twins, and their edges."""
+"""Losses against implementations with loops, and edge cases."""
 
 import numpy as np
 import pytest

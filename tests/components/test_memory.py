@@ -1,4 +1,4 @@
-"""The memory bank: what is left out, what is usual, what is kept for a head file."""
+"""The memory bank: left-out images, typical distances, tensors for a head file."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def test_a_single_image_is_compared_with_itself_and_no_patch_with_itself() -> No
     assert (found > 1e-4).all()
 
 
-def test_what_is_usual_is_mean_and_deviation_of_sets_and_values() -> None:
+def test_typical_values_are_mean_and_deviation_per_set() -> None:
     value = torch.rand(3, 4)
     memory = fitted([tokens(), tokens()], values=(value,))
     expected = [(d.mean(), d.std()) for d in (memory.left_out(KEY, 0), memory.left_out(KEY, 1), value)]

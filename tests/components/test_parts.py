@@ -1,4 +1,4 @@
-"""Adapters and memory against loop-only twins."""
+"""Adapters and memory against implementations with loops."""
 
 from functools import partial
 

@@ -44,14 +44,14 @@ def test_logits_are_cosines_over_temperature() -> None:
 
 
 def test_logits_are_float32_under_autocast() -> None:
-    """A sum of twelve sets reaches beyond 100, where bfloat16 knows steps of a half."""
+    """A sum of twelve sets exceeds 100, where the steps of bfloat16 are 0.5."""
     tokens, text = F.normalize(torch.randn(2, 3, 8), dim=-1), F.normalize(torch.randn(2, 8), dim=-1)
     exact = similarity_logits(tokens, text, 0.07)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(similarity_logits(tokens, text, 0.07), exact, rtol=0, atol=0)
 
 
-def test_what_is_kept_from_inference_serves_training() -> None:
+def test_tensors_cached_in_inference_are_used_in_training() -> None:
     with torch.inference_mode():
         upsample_and_smooth(torch.rand(1, 3, 3), 21, 1.5)
     maps = torch.rand(1, 3, 3, requires_grad=True)

@@ -28,7 +28,7 @@ from afclip_runtime.errors import DatasetError
 from tests.support import REPOSITORY
 
 SIZES = [((240, 240), 16), ((518, 518), 14), ((70, 82), 14)]
-PLAIN = Preprocess(0, (0, 0, 0), (1, 1, 1))  # pixels in [0, 1] as they are
+PLAIN = Preprocess(0, (0, 0, 0), (1, 1, 1))  # unchanged pixels in [0, 1]
 
 
 def stream(seed: int = 0) -> Generator:
@@ -96,7 +96,7 @@ def test_rotation_turns_about_the_centre() -> None:
     assert before[50, 50] == pytest.approx(after[50, 50], abs=1e-6)
 
 
-def test_what_rotation_turns_in_from_outside_is_normal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pixels_rotated_in_from_outside_are_normal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("afclip_lightning.components.synthesis.perlin_noise", lambda shape, cells, rng: np.ones(shape))
     turned = np.stack([DraemSynthesis().draw_noise((60, 80), stream(seed)) for seed in range(20)])
     assert (turned[:, 25:35, 25:55] == 1).all()

@@ -1,4 +1,4 @@
-"""A batch of adapters is trained as each would be alone, whatever is on around it."""
+"""A batch of adapters trains like each adapter alone, in any gradient and precision mode."""
 
 from collections.abc import Callable
 from contextlib import nullcontext

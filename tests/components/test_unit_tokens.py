@@ -1,4 +1,4 @@
-"""Unit tokens that are never formed, against those that are."""
+"""L2-normalised tokens that are never formed, against formed ones."""
 
 from pathlib import Path
 

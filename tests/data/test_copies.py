@@ -1,4 +1,4 @@
-"""Pictures that two sets share: which are found, however they were saved, and which are not taken for copies."""
+"""Pictures that two sets share: found in any form of saving; different pictures are not reported."""
 
 import json
 import shutil
@@ -75,7 +75,7 @@ CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("turned", [False, True])
-def test_a_picture_that_was_saved_anew_is_found(tmp_path: Path, change: str, turned: bool) -> None:
+def test_a_picture_that_was_saved_again_is_found(tmp_path: Path, change: str, turned: bool) -> None:
     for number in range(8):
         write(tmp_path / f"one/{number}.png", picture(number))
         write(tmp_path / f"two/{number}.png", CHANGES[change](picture(number)) if number < 4 else picture(number + 50))
@@ -86,7 +86,7 @@ def test_a_picture_that_was_saved_anew_is_found(tmp_path: Path, change: str, tur
     assert same_files(first, second) == []
 
 
-def test_another_picture_is_no_copy(tmp_path: Path) -> None:
+def test_another_picture_is_not_a_copy(tmp_path: Path) -> None:
     for number in range(12):
         write(tmp_path / f"one/{number}.png", picture(number))
         write(tmp_path / f"two/{number}.png", picture(number + 100))
@@ -98,7 +98,7 @@ def test_another_picture_is_no_copy(tmp_path: Path) -> None:
     assert near_copies(flat, flat[::-1]) == []  # there is nothing to see in them
 
 
-def test_drawn_products_of_two_kinds_are_no_copies(tmp_path: Path) -> None:
+def test_drawn_products_of_two_kinds_are_not_copies(tmp_path: Path) -> None:
     for kind, category in enumerate(sorted(procedural.CATEGORIES)):
         for number in range(4):
             image, _ = procedural.picture(category, None, [kind, number], 128)
@@ -129,7 +129,7 @@ def test_files_that_begin_alike_are_read_to_their_ends(tmp_path: Path) -> None:
     assert len(same_files(one, samples(tmp_path / "three"))) == 1
 
 
-def test_each_image_is_read_once_and_anew_when_it_changes(
+def test_each_image_is_read_once_and_again_when_it_changes(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(3):
@@ -155,7 +155,7 @@ def test_each_image_is_read_once_and_anew_when_it_changes(
     assert found(near_copies(one, two)) == {"1": "1"}
 
 
-def test_what_cannot_be_read_is_no_copy(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_not_a_copy(tmp_path: Path) -> None:
     write(tmp_path / "one/0.png", picture(0))
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir(exist_ok=True)
@@ -199,7 +199,7 @@ def test_a_hash_sees_no_brightness_and_structure_no_contrast() -> None:
     assert not structure(np.full_like(small, 9), 0).any()
 
 
-def test_what_is_said(tmp_path: Path) -> None:
+def test_copies_are_reported_in_sentences(tmp_path: Path) -> None:
     write(tmp_path / "one/0.png", picture(0))
     one = samples(tmp_path / "one")[0]
     text = told([Copy(one, one, "nearly the same picture")] * 7)

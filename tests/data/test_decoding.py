@@ -1,4 +1,4 @@
-"""Image files of every kind, and files that are none."""
+"""Image files of every kind, and files that are not images."""
 
 import gc
 from pathlib import Path
@@ -164,7 +164,7 @@ def test_damaged_file_in_a_loader_process(tmp_path: Path) -> None:
     batches = iter(dataset.test_dataloader())
     with pytest.raises(DatasetError, match=r"crack/001\.png: cannot be read"):
         next(batches)
-    gc.collect()  # frees the error while `batches` still lives: freed together, its process is waited for 5 seconds
+    gc.collect()  # frees the error before `batches`: freed together, the end of its process takes 5 seconds
 
 
 @pytest.mark.parametrize("regions", [False, True])

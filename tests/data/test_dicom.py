@@ -1,4 +1,4 @@
-"""DICOM files as they say that they are shown, with pydicom as the reference, and as they are stored."""
+"""DICOM files with their prescribed display, with pydicom as the reference, and with stored values."""
 
 import io
 import warnings
@@ -56,7 +56,7 @@ def voi_table(values: np.ndarray, depth: int = 16, first: int = 0) -> "pydicom.D
 
 
 def by_pydicom(file: "pydicom.Dataset") -> np.ndarray:
-    """Returns what pydicom shows, as 8 bits over the range that it gives it."""
+    """Returns the display values of pydicom, as 8 bits over their range."""
     from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
     values = apply_modality_lut(file.pixel_array, file)

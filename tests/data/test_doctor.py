@@ -1,4 +1,4 @@
-"""`datasets check`: what it says of a sound set and of each way to spoil one."""
+"""`datasets check`: its report on an intact set and on every kind of fault."""
 
 import json
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ def save(path: Path, pixels: np.ndarray) -> None:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A sound copy of the set, every picture another one."""
+    """An intact copy of the set with different pictures."""
     generator = np.random.default_rng(0)
     for category in Parts.published:
         for name in ("train/good/0", "train/good/1", "test/good/0", "test/crack/0", "test/crack/1"):
@@ -150,7 +150,7 @@ def test_masks(mask: np.ndarray, message: str, root: Path) -> None:
     assert message.replace("6 values", "7 values") in found
 
 
-def test_class_numbers_are_no_smooth_edges(root: Path) -> None:
+def test_class_numbers_are_not_smooth_edges(root: Path) -> None:
     save(root / "bolt/ground_truth/crack/0_mask.png", MASK // 255 * np.arange(20, dtype=np.uint8))
     assert not examine(Parts(root)).problems
 

@@ -1,4 +1,4 @@
-"""Kinds of files beside the common ones: TIFF that Pillow does not read, DICOM, very large images, links."""
+"""Uncommon kinds of files: TIFF that Pillow does not read, DICOM, very large images, links."""
 
 import struct
 import sys

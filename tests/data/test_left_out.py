@@ -1,4 +1,4 @@
-"""What a dataset does not read is said: in `datasets check`, as a warning of a run, and in its folder."""
+"""Files that a dataset does not read are reported: by `datasets check`, by a warning of a run, and in its folder."""
 
 import json
 import os
@@ -33,7 +33,7 @@ from tests.support.layouts.tables import write_elpv, write_headct
 
 
 def left_out(dataset: AnomalyDataModule) -> dict[str, str]:
-    """Returns what both splits leave out, path from the root to reason."""
+    """Returns the files that both splits leave out, as relative path to reason."""
     found = [item for split in ("train", "test") for item in dataset.left_out(split)]  # type: ignore[arg-type]
     return {item.path.relative_to(dataset.root).as_posix(): item.reason for item in found}
 
@@ -62,7 +62,7 @@ def test_images_of_several_cameras(tmp_path: Path) -> None:
         dataset.samples("test")  # masks belong to images of the same subfolder
 
 
-def test_folders_of_masks_or_depths_beside_images_are_no_images(tmp_path: Path) -> None:
+def test_folders_of_masks_or_depths_beside_images_are_not_read(tmp_path: Path) -> None:
     for kind in ("good", "crack"):
         for part in ("rgb", "xyz", "gt", "Depth", "mask_2"):
             write_image(tmp_path / f"c/test/{kind}/{part}/0.png")
@@ -70,7 +70,7 @@ def test_folders_of_masks_or_depths_beside_images_are_no_images(tmp_path: Path) 
     assert {s.image_path.parent.name for s in dataset.samples("test")} == {"rgb"}
     named = left_out(dataset)
     assert len(named) == 8
-    assert set(named.values()) == {"in a folder that is named as one of masks, labels or depths"}
+    assert set(named.values()) == {"in a folder whose name means masks, labels or depths"}
 
 
 def test_whatever_else_lies_in_mvtecs_layout(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_whatever_else_lies_in_mvtecs_layout(tmp_path: Path) -> None:
     ):
         (root / name).write_text("no image by nature")
     write_image(root / "a/ground_truth/good/000_mask.png")  # of a normal image: read by nobody, on purpose
-    suffix = "of no kind that is read as an image"
+    suffix = "of a kind that is not read as an image"
     assert left_out(MVTecLayout(root)) == {
         **dict.fromkeys(("a/test/good/1.heic", "a/test/crack/2.CR2", "a/train/good/3"), suffix),
         "a/ground_truth/crack/000_mask.webm": suffix,
@@ -210,7 +210,7 @@ def test_exit_codes_of_check(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert datasets([*command, "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
     assert report["left_out"] == [
-        {"path": str(root / "a/test/good/x.heic"), "reason": "of no kind that is read as an image"}
+        {"path": str(root / "a/test/good/x.heic"), "reason": "of a kind that is not read as an image"}
     ]
     assert datasets(["check", "nothing"]) == 2
 
@@ -232,14 +232,14 @@ def test_a_run_says_once_what_it_does_not_read(tmp_path: Path, monkeypatch: pyte
     said = [str(w.message) for w in caught if "left out" in str(w.message)]
     assert len(said) == 3  # the test split in each run, the training split in one
     assert said[0].startswith("set, test split: 1 left out, where no image is looked for: a/test/stray.png; ")
-    assert "1 left out, of no kind that is read as an image: a/test/good/x.heic" in said[0]
+    assert "1 left out, of a kind that is not read as an image: a/test/good/x.heic" in said[0]
     record = json.loads((tmp_path / "run/left_out.json").read_text())
     assert [(item["split"], Path(item["path"]).name) for item in record] == [("test", "stray.png"), ("test", "x.heic")]
     record = json.loads((tmp_path / "fit/left_out.json").read_text())
     assert ("train", "stray.png") in [(item["split"], Path(item["path"]).name) for item in record]
 
 
-def test_names_that_are_no_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_that_are_not_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("train/good/0", "test/good/1", "test/ok\udcff/3", "test/crack/2\udcff"):
         write_image(tmp_path / f"a/{name}.png")
     write_image(tmp_path / "a/test/\udcfe\x1b[1m.png")

@@ -1,4 +1,4 @@
-"""Datasets are Lightning's own modules, but in a process that says first that it looks at files only."""
+"""Datasets are Lightning modules, except in a process that declares first that it only checks files."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""A function over many items in threads: in their order, and few of them at a time."""
+"""A function over many items in threads: in order, and few at a time."""
 
 from concurrent.futures import ThreadPoolExecutor
 

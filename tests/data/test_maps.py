@@ -50,8 +50,8 @@ UNREAD = "cannot be read as an array"
         (header("(" * 5000), UNREAD),
         (header("{'descr': '<f8', 'fortran_order': False, 'shape': (0, 4), }\n"), "pixels|cannot be read"),
         (b"PK\3\4 whatever", r"it is an archive, \.npz"),
-        (b"", "it is no NumPy file"),
-        (b"words", "it is no NumPy file"),
+        (b"", "it is not a NumPy file"),
+        (b"words", "it is not a NumPy file"),
     ],
     ids=["400 TB", "objects", "deep", "empty", "npz", "nothing", "text"],
 )  # fmt: skip

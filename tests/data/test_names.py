@@ -1,4 +1,4 @@
-"""Names in two Unicode forms, numbers as names, and names that mean something."""
+"""Names in two Unicode forms, numbers as names, and names with a meaning."""
 
 import unicodedata
 from pathlib import Path
@@ -32,7 +32,7 @@ BOTH = r"'pr\\xfcfung.*' and 'pru\\u0308fung.*'"
 
 @pytest.fixture(params=[(ONE, TWO), (TWO, ONE)], ids=["composed on disk", "decomposed on disk"])
 def forms(request: pytest.FixtureRequest) -> tuple[str, str]:
-    """A name as on disk, and as it is asked for."""
+    """A name as on disk, and as it is requested."""
     pair: tuple[str, str] = request.param
     return pair
 
@@ -180,7 +180,8 @@ def test_a_category_that_is_called_mean(tmp_path: Path) -> None:
 
 def test_class_names_that_another_sets_config_left(tmp_path: Path) -> None:
     root = write_mvtec(tmp_path, ["bolt"])
-    with pytest.warns(UserWarning, match="class names are given for metal_nut, which it has not: not used"):
+    said = r"class names are given for metal_nut, which it does not have\. These are not used"
+    with pytest.warns(UserWarning, match=said):
         MVTecLayout(root, class_names={"metal_nut": "metal_nut"}).check()
     with pytest.raises(DatasetError, match="class names are given for metalnut, which the dataset does not have"):
         MVTecLayout(root, class_names={"metal_nut": "metal_nut", "metalnut": "nut"}).check()

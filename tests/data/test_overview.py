@@ -1,4 +1,4 @@
-"""What `datasets show` finds in a set: counts, sizes, depths, areas, pictures; and how much of a large one it reads."""
+"""The findings of `datasets show`: counts, sizes, depths, areas, pictures; and how much of a large set it reads."""
 
 import shutil
 from collections import Counter
@@ -30,7 +30,7 @@ def block(height: int = 60, width: int = 90) -> np.ndarray:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Two categories: of each 5 images to train on and 3 + 2 normal and anomalous ones to test on, of two types."""
+    """Two categories, each with 5 training images and 3 normal and 2 anomalous test images, of two types."""
     for category in Parts.published:
         for name in ("train/good/0", "train/good/1", "train/good/2", "train/good/3", "train/good/4"):
             save(tmp_path / category / f"{name}.png", grey())

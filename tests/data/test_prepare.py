@@ -175,7 +175,7 @@ def test_other_archives(tmp_path: Path) -> None:
 
 
 def pack(kind: str, target: Path, members: dict[str, bytes]) -> Path:
-    """Writes an archive with these members, in their order."""
+    """Writes an archive with these members in order."""
     if kind == "zip":
         with zipfile.ZipFile(target, "w") as file:
             for name, content in members.items():
@@ -317,7 +317,7 @@ def test_a_checksum_of_what_is_compressed(tmp_path: Path) -> None:
 def test_one_name_with_two_contents(tmp_path: Path) -> None:
     one = pack("zip", tmp_path / "one.zip", {"01/test/ok/1.bmp": b"a"})
     two = pack("tar", tmp_path / "two.tar", {"01/test/ok/1.bmp": b"b"})
-    with pytest.raises(DatasetError, match=r"two\.tar: '01/test/ok/1\.bmp' is there twice, with two contents"):
+    with pytest.raises(DatasetError, match=r"two\.tar: '01/test/ok/1\.bmp' occurs twice, with different contents"):
         archive.prepare(BTAD(tmp_path / "btad"), [one, two])
 
 

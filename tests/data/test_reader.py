@@ -1,4 +1,4 @@
-"""One file through every door: a path, its bytes, a Pillow image; and what no door may open."""
+"""A file from every source: its path, its bytes, a Pillow image; and files that no source may open."""
 
 import io
 import os
@@ -32,7 +32,7 @@ BOX[10:30, 10:30] = 255
 
 
 def image_of(path: Path) -> np.ndarray:
-    """Returns an image by its path, after comparing every other door to the file with it."""
+    """Returns the image of a path, after comparing it with the image from every other source."""
     found = read_image(path)
     content = path.read_bytes()
     np.testing.assert_array_equal(read_image(content), found)
@@ -43,7 +43,7 @@ def image_of(path: Path) -> np.ndarray:
             continue
         np.testing.assert_array_equal(read_image(image), found)
     for opened in (path, io.BytesIO(content)):
-        with suppress(OSError, ValueError):  # likewise
+        with suppress(OSError, ValueError):  # Pillow does not know the kind
             image = Image.open(opened)
             image.load()
             np.testing.assert_array_equal(read_image(image), found)
@@ -61,7 +61,7 @@ def test_sixteen_bits_of_which_zero_is_white(tmp_path: Path) -> None:
 
 
 def packed(values: np.ndarray, bits: int, order: str = "<") -> bytes:
-    """Returns an uncompressed grey TIFF file of one strip, with so many bits a value, each row from a new byte."""
+    """Returns an uncompressed grey TIFF file of one strip with some bits per value. Each row starts a new byte."""
     rows = [np.unpackbits(row.astype(">u2")[:, None].view(np.uint8), axis=1)[:, 16 - bits :].ravel() for row in values]
     data = b"".join(np.packbits(row).tobytes() for row in rows)
     height, width = values.shape
@@ -80,7 +80,7 @@ def test_packed_values_by_their_declared_bits(bits: int, order: str) -> None:
     assert not read(packed(values, bits, order)).remarks()
 
 
-def test_twelve_bits_in_sixteen_are_told_and_taken_with_a_white_level(tmp_path: Path) -> None:
+def test_twelve_bits_in_sixteen_are_reported_and_accepted_with_a_white_level(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "c.tif", RAMP >> 4)
     assert image_of(tmp_path / "c.tif").max() == 16
     assert read(tmp_path / "c.tif").remarks() == (NEARLY_BLACK,)
@@ -110,7 +110,7 @@ def test_alpha_is_dropped(kind: str, values: np.ndarray, colours: int, planes: s
     image_of(path)
 
 
-def test_planes_are_no_other_picture_through_another_door(tmp_path: Path) -> None:
+def test_planes_are_the_same_picture_from_every_source(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "pl.tif", np.stack([RAMP] * 3), photometric="rgb", planarconfig="separate")
     assert image_of(tmp_path / "pl.tif")[0, -1].tolist() == [255, 255, 255]
 
@@ -229,7 +229,7 @@ def test_grey_pnm_keeps_the_bits_that_it_declares(highest: int, bits: int, plain
 
 
 @pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP"])
-def test_the_first_of_several_frames_is_read_and_told(form: str) -> None:
+def test_the_first_of_several_frames_is_read_and_reported(form: str) -> None:
     first, second = Image.fromarray(BYTES), Image.fromarray(np.ascontiguousarray(BYTES[::-1, ::-1]))
     for more in ([], [second]):
         content = io.BytesIO()
@@ -387,7 +387,7 @@ def test_only_the_named_formats_are_opened(
     monkeypatch.setattr("subprocess.Popen", run)
     (tmp_path / name).write_bytes(content)
     for source in (tmp_path / name, content):
-        with pytest.raises(DatasetError, match="no image of a kind that is read here: PNG"):
+        with pytest.raises(DatasetError, match="not an image of a kind that is read here: PNG"):
             read_image(source)
 
 
@@ -423,7 +423,7 @@ def test_numbers_of_which_none_is_white_are_named(dtype: str, tmp_path: Path) ->
 
 
 def page_of(**tags: int) -> bytes:
-    """Returns a TIFF file of one page with next to no pixels."""
+    """Returns a TIFF file with one page and very few pixels."""
     numbers = {"width": 256, "height": 257, "bits": 258, "compression": 259, "photometric": 262, "offset": 273}
     numbers |= {"samples": 277, "rows": 278, "bytes": 279}
     values = {"bits": 8, "compression": 1, "photometric": 1, "offset": 150, "samples": 1, "rows": 5, "bytes": 9, **tags}
@@ -453,7 +453,7 @@ def test_colours_that_are_not_read_are_named() -> None:
 
 
 @pytest.mark.parametrize("missing", ["tifffile", "imagecodecs"])
-def test_a_package_that_is_missing_is_said_with_how_it_is_installed(
+def test_a_missing_package_is_reported_with_its_installation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
     path = tmp_path / ("a.tif" if missing == "tifffile" else "a.png")

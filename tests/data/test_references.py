@@ -1,4 +1,4 @@
-"""References among test images: who is paired with whom, and that nothing of a run changes it."""
+"""References among test images: the pairs, which do not depend on the run."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ from tests.support.layouts.mvtec import write_mvtec
 
 
 def samples(**counts: int) -> list[Sample]:
-    """Returns samples of these categories, so many of each."""
+    """Returns a given number of samples of each category."""
     return [Sample("d", name, "test", Path(f"{name}/{i}.png"), i % 2) for name, n in counts.items() for i in range(n)]
 
 

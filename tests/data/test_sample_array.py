@@ -1,4 +1,4 @@
-"""Samples in arrays are the samples, and what a loader process is sent of them is small."""
+"""Samples in arrays equal the samples, and their transfer to a loader process is small."""
 
 import pickle
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What lies in a folder: images, files that are left out, and what is wrong with it."""
+"""Survey of a folder: images, left-out files, and problems."""
 
 import os
 from pathlib import Path
@@ -44,7 +44,7 @@ def test_dicom_is_told_by_its_content(tmp_path: Path) -> None:
     assert [p.name for p in other_files(tmp_path)] == ["b.ima"]
 
 
-def test_names_that_are_no_utf8_and_pipes_are_listed(tmp_path: Path) -> None:
+def test_names_that_are_not_utf8_and_pipes_are_listed(tmp_path: Path) -> None:
     odd = os.fsencode(tmp_path) + b"/\xff\xfe.png"
     Path(os.fsdecode(odd)).write_bytes(b"")
     os.mkfifo(tmp_path / "pipe.png")

@@ -60,7 +60,7 @@ def test_every_pixel_counts_once(tiling: Tiling, shape: tuple[int, int], frame: 
 @pytest.mark.parametrize("tiling", TILINGS, ids=str)
 @pytest.mark.parametrize("shape", [(64, 64), (60, 150), (150, 60)])
 def test_what_is_seen_comes_back_to_its_place(tiling: Tiling, shape: tuple[int, int], frame: ImageSize) -> None:
-    """A backbone whose map is the picture itself gives the picture again."""
+    """A backbone that returns the picture as its map reproduces the picture."""
     ramp = np.add.outer(np.linspace(0, 120, shape[0]), np.linspace(0, 120, shape[1]))
     image = np.repeat(ramp.astype(np.uint8)[..., None], 3, axis=2)
     layout = Layout(*shape, tiling, Preprocess(frame).frame)
@@ -74,7 +74,7 @@ def test_what_is_seen_comes_back_to_its_place(tiling: Tiling, shape: tuple[int, 
 def test_a_spot_is_found_where_it_is(
     shape: tuple[int, int], frame: tuple[int, int], tiling: Tiling, rule: Resize
 ) -> None:
-    """What a tower of patches says of a bright spot has its centre within half a patch of the spot's."""
+    """The map of a patch tower for a bright spot has its centre within half a patch of the spot."""
     patch, preprocess = 7, Preprocess(frame, rule=rule)
     layout = Layout(*shape, tiling, preprocess.frame)
     seen_as = "pad" if tiling.fit == "pad" else rule

@@ -1,4 +1,4 @@
-"""Files that cannot be read, drafts and caches: what the loaders make of them."""
+"""Loaders with unreadable files, drafts and caches."""
 
 import json
 import pickle

@@ -1,4 +1,4 @@
-"""Several datasets trained on together: how often each is seen, over processes and stops, each with its own rules."""
+"""Several datasets trained on together: how often each is seen, also with several processes and stops."""
 
 import shutil
 from collections import Counter
@@ -35,7 +35,7 @@ def processes(monkeypatch: pytest.MonkeyPatch, count: int, rank: int) -> None:
 
 
 def order(epoch: int, even: Sequence[int] = SIZES, fillers: int = 0, seed: int = 5) -> list[int]:
-    """Returns an epoch of one process's share."""
+    """Returns the share of one process in an epoch."""
     torch.manual_seed(seed)
     shuffle = SharedShuffle(range(sum(SIZES) + fillers), fillers, even)  # type: ignore[arg-type]
     shuffle.set_epoch(epoch)

@@ -1,4 +1,4 @@
-"""The white level: by the file's bits, looked up in a set, or given; where it is recorded."""
+"""The white level: from the file's bits, estimated from a set, or given; where it is recorded."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -34,7 +34,7 @@ def test_levels_that_are_given(white: object, value: int | None) -> None:
 
 
 @pytest.mark.parametrize("white", ["12 bits", 0, -1, 65536, True, 1.5, None])
-def test_levels_that_are_none(white: object) -> None:
+def test_invalid_levels(white: object) -> None:
     with pytest.raises(ValueError, match="white must be auto, bits, or a number"):
         Loading(white=white)  # type: ignore[arg-type]
 

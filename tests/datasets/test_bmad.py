@@ -1,4 +1,4 @@
-"""BMAD: images and masks in folders of their own, and a split that is not used."""
+"""BMAD: images and masks in separate folders, and an unused split."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What `check` says of a root that is absent, incomplete or another dataset's."""
+"""Errors of `check` for a root that is absent, incomplete or of another dataset."""
 
 from pathlib import Path
 

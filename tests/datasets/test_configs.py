@@ -35,7 +35,7 @@ OWN = {"json_lines": "my_set", "meta_json": "my_set", "volumes": "my_set"}  # na
 
 
 def merged(override: Path, folder: Path, experiment: str = "") -> CrossDataset:
-    """Returns the data that two configs give, merged as on the command line; of a parser of the data alone."""
+    """Returns the data of two configs that are merged as on the command line, by a parser of the data alone."""
     base = CONFIGS / f"{experiment or ('afclip_visa' if override.stem == 'mvtec' else 'afclip_mvtec')}.yaml"
     parser = ArgumentParser(exit_on_error=False, parser_mode="omegaconf")
     parser.add_argument("--config", action="config")

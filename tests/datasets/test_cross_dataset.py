@@ -154,7 +154,7 @@ def test_prepare_data_reaches_every_set(root: Path) -> None:
 
 
 class Counts(LightningModule):
-    """Counts what it is given; learns one number."""
+    """Counts its inputs; learns one number."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -283,7 +283,7 @@ def test_alone_all_the_training_sets_are_tested_as_seen(root: Path) -> None:
     assert all(part.pairing for part in data.test_sets)
 
 
-def test_a_picture_that_was_saved_anew_is_refused_unless_allowed(root: Path) -> None:
+def test_a_picture_that_was_saved_again_is_refused_unless_allowed(root: Path) -> None:
     mine, other = MVTecLayout(root / "parts", categories=["nut", "pin"]), MVTecLayout(root / "other", num_workers=0)
     write_mvtec(root / "other", ["disc"])
     CrossDataset(mine, other).setup("fit")

@@ -1,4 +1,4 @@
-"""What is wrong with an anomalous image: from folders' names, a table's column, a listing's field."""
+"""Defect types of anomalous images: from folder names, a column of a table, a field of a listing."""
 
 import json
 from collections.abc import Callable
@@ -56,7 +56,7 @@ def test_types_are_those_of_the_set(make: Callable[[Path], AnomalyDataModule], t
     assert {(s.image_path.parent.name, s.defect_type) for s in samples} == set(KINDS.items())
 
 
-def test_a_folder_below_the_type_is_none(tmp_path: Path) -> None:
+def test_a_folder_below_a_defect_type_is_not_a_type(tmp_path: Path) -> None:
     root = write_mvtec(tmp_path, ["bolt"])
     write_image(root / "bolt/test/stain/camera_2/9.png")
     (root / "bolt/ground_truth").rename(root / "masks")

@@ -13,7 +13,7 @@ from tests.support.layouts.tables import write_elpv, write_headct
 
 
 def counts(dataset: AnomalyDataModule) -> tuple[int, int, int]:
-    """Returns train normal, test normal, test anomalous."""
+    """Returns the numbers of normal training, normal test and anomalous test images."""
     train, test = (dataset.find_samples(dataset.find_categories()[0], split) for split in ("train", "test"))
     assert all(not s.label for s in train)
     assert not {s.image_path for s in train} & {s.image_path for s in test}

@@ -1,4 +1,4 @@
-"""One's own images, in folders of any names."""
+"""Your own images, in folders of any names."""
 
 from pathlib import Path
 

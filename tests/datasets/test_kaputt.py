@@ -1,4 +1,4 @@
-"""Kaputt's tables: severity, types joined, the places of its files, and what is said of tables that are wrong."""
+"""Kaputt's tables: severity, joined types, paths of its files, and errors for wrong tables."""
 
 import sys
 from pathlib import Path
@@ -97,7 +97,7 @@ def test_faulty_rows(row: Row, message: str, root: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"capture_id": ["a"], "major_defect": [True], "defect_types": [""]}, "the column 'defect' is not there"),
+        ({"capture_id": ["a"], "major_defect": [True], "defect_types": [""]}, "the column 'defect' does not exist"),
         (
             {"capture_id": ["a"], "defect": ["yes"], "major_defect": [True], "defect_types": [""]},
             r"\[0\]\.defect: expected true or false, got text",
@@ -117,7 +117,7 @@ def test_faulty_columns(columns: dict[str, list[Any]], message: str, root: Path)
     assert "Unpack datasets.tar.gz again." in str(caught.value)
 
 
-def test_a_table_that_is_none(root: Path) -> None:
+def test_an_invalid_table(root: Path) -> None:
     (root / "datasets/query-test.parquet").write_text("capture_id,defect\n")
     with pytest.raises(DatasetError, match=r"query-test\.parquet: cannot be read as Parquet"):
         kaputt(root).samples("test")

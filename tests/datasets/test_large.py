@@ -1,4 +1,4 @@
-"""What is done with a set takes work that grows with its images, not with their square: counted in calls, not timed."""
+"""Work on a set grows with the number of images, not with its square: measured in calls, not in time."""
 
 import json
 import sys
@@ -23,7 +23,7 @@ FEW, MANY = 300, 1200
 
 
 def calls_of(work: Callable[[], Any]) -> int:
-    """Returns how many functions are called, those of C too: what reads a file, or looks at one, is among them."""
+    """Returns the number of function calls, including C functions, so that file accesses count."""
     count = 0
 
     def counted(_frame: object, event: str, _argument: object) -> None:

@@ -1,4 +1,4 @@
-"""Every dataset in its true layout: counts, labels, masks, and what is said when it is not there."""
+"""Every dataset in its true layout: counts, labels, masks, and the error if it is missing."""
 
 import inspect
 import re

@@ -1,4 +1,4 @@
-"""KolektorSDD2, MVTec 3D-AD's colour images, VisA's two-class splits: what is read, what is not, what is wrong."""
+"""KolektorSDD2, MVTec 3D-AD's colour images, VisA's two-class splits: files that are read, ignored, and rejected."""
 
 from pathlib import Path
 

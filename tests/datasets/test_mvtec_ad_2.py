@@ -1,4 +1,4 @@
-"""MVTec AD 2 beyond its public part: private images, validation images, and what is refused."""
+"""MVTec AD 2 beyond its public part: private images, validation images, and errors."""
 
 from pathlib import Path
 

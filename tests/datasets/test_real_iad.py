@@ -1,4 +1,4 @@
-"""Real-IAD's lists: groups of five views, rules on labels, and what is said of lists that are not as they must be."""
+"""Real-IAD's lists: groups of five views, rules on labels, and errors for invalid lists."""
 
 import json
 from pathlib import Path
@@ -53,7 +53,7 @@ def test_a_missing_view_is_a_note(root: Path) -> None:
     edited(root, 2, drop=True)
     (note,) = toy(root).notes()
     assert note == (
-        "toy: 1 of 2 objects have other than 5 views, the first is toy_0002_OK with 4; they are judged by those that "
+        "toy: 1 of 2 objects do not have 5 views, the first is toy_0002_OK with 4; they are judged by those that "
         "are there"
     )
     assert f"{note}." in examine(toy(root)).notes
@@ -64,8 +64,8 @@ def test_a_name_that_says_no_object_is_a_note(root: Path) -> None:
     old.rename(old.with_name("photo.jpg"))
     edited(root, int(old.stem.split("_C")[1][0]) - 1, image_path="OK/S0002/photo.jpg")
     notes = toy(root).notes()
-    assert "other than 5 views" in notes[0]
-    assert notes[1].startswith("toy: 1 images have names that say no object, so each is one: realiad_1024/toy/OK")
+    assert "do not have 5 views" in notes[0]
+    assert notes[1].startswith("toy: 1 images have names without an object, so each counts as one: realiad_1024/toy/OK")
     assert [s.group for s in toy(root).samples("test")].count("") == 1
 
 

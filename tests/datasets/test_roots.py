@@ -1,4 +1,4 @@
-"""Where a dataset lies unless its root is given: in Python, in YAML and for the `datasets` command."""
+"""The default root of a dataset: in Python, in YAML and for the `datasets` command."""
 
 from inspect import isabstract, signature
 from pathlib import Path
@@ -17,7 +17,7 @@ SHIPPED = [
 
 
 def cases() -> list[tuple[type[AnomalyDataModule], dict[str, Any]]]:
-    """Returns every class, one with subsets once for each of them, with the arguments that it must have."""
+    """Returns every class with its required arguments; a class with subsets once per subset."""
     found: list[tuple[type[AnomalyDataModule], dict[str, Any]]] = []
     for cls in SHIPPED:
         subsets = (

@@ -1,4 +1,4 @@
-"""A mask per defect, and how much of each has to be found: read, checked, resized; what is said of what is wrong."""
+"""A mask per defect, and how much of each has to be found: read, checked, resized; errors for wrong files."""
 
 import json
 import shutil

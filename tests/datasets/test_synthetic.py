@@ -117,7 +117,7 @@ def test_strength_makes_a_defect_stronger() -> None:
         assert sums[1] > 2 * sums[0], kind
 
 
-def test_strength_is_drawn_anew_for_every_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strength_is_drawn_for_every_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     strengths: list[float] = []
 
     def spy(kind: str, image: Any, foreground: Any, rng: Any, strength: float) -> Any:

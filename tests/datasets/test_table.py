@@ -1,4 +1,4 @@
-"""One's own images, listed in a table."""
+"""Your own images, listed in a table."""
 
 import json
 from pathlib import Path
@@ -94,7 +94,7 @@ def test_missing_column_is_named(root: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "[1]"])
-def test_line_that_is_no_object(text: str, root: Path) -> None:
+def test_line_that_is_not_an_object(text: str, root: Path) -> None:
     (root / "list.jsonl").write_text(f"\n{text}\n")
     with pytest.raises(DatasetError, match=r"list\.jsonl, line 2: "):
         Table(root, "list.jsonl").check()
@@ -204,7 +204,7 @@ def test_lines_are_read_strictly(line: str, message: str, root: Path) -> None:
         text(root, line, "list.jsonl").samples("test")
 
 
-def test_a_table_that_is_no_file(root: Path) -> None:
+def test_a_table_that_is_not_a_file(root: Path) -> None:
     (root / "images.csv").unlink()
     (root / "images.csv").mkdir()
     with pytest.raises(DatasetError, match=r"images\.csv is a folder, not a file"):

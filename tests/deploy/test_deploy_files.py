@@ -1,4 +1,4 @@
-"""Files that put it on the line: linters pass, services are hardened, and what they name is there."""
+"""Files for deployment: linters pass, services are hardened, and the paths that they name exist."""
 
 import ipaddress
 import json

@@ -1,4 +1,4 @@
-"""The sdist and the wheel of `python -m build`: complete, and good for the demo where there is no checkout."""
+"""The sdist and the wheel of `python -m build`: complete, and able to run the demo without a checkout."""
 
 import csv
 import os
@@ -30,7 +30,7 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def program(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`afclip` of a fresh environment with nothing but the wheel, which finds other packages in that of the tests."""
+    """`afclip` of a fresh environment with only the wheel. Other packages come from the tests' environment."""
     folder = tmp_path_factory.mktemp("environment") / "venv"
     run(sys.executable, "-m", "venv", folder)
     (wheel,) = dist.glob("*.whl")

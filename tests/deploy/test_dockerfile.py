@@ -1,4 +1,4 @@
-"""The commands of the Dockerfile, run as they stand there but for the places: an environment, a watcher, a page."""
+"""The commands of the Dockerfile, run with other paths: an environment, a watcher, a page."""
 
 import json
 import os
@@ -29,26 +29,26 @@ OF_THE_USER = ("groupadd", "useradd", "install")  # need root, and a machine of 
 
 @dataclass
 class Container:
-    """A folder in place of a container's file system: what a Dockerfile says of places in it is done there.
+    """A folder in place of a container's file system. Instructions on its paths apply to the folder.
 
     Attributes:
         root: The folder.
-        environment: What its commands see.
+        environment: Environment variables of its commands.
     """
 
     root: Path
     environment: dict[str, str] = field(default_factory=lambda: {"HOME": os.environ.get("HOME", "/")})
 
     def place(self, path: str) -> str:
-        """Returns where a path of the container lies."""
+        """Returns the location of a path of the container."""
         return str(self.root) + path
 
     def words(self, words: list[str]) -> list[str]:
-        """Returns a command whose absolute paths are those of the folder."""
+        """Returns a command with absolute paths in the folder."""
         return [self.place(word) if word.startswith("/") else word for word in words]
 
     def build(self, stage: str) -> None:
-        """Carries out the instructions of a stage."""
+        """Executes the instructions of a stage."""
         values: dict[str, str] = {}
         folder = self.root
         for kind, value in steps_of(stage):
@@ -75,7 +75,7 @@ class Container:
         return self.place("/opt/afclip/bin/python")
 
     def command(self, words: list[str]) -> list[str]:
-        """Returns a command of the image as it runs here."""
+        """Returns a command of the image, adapted to this machine."""
         assert words[0] == "python"
         return [self.python(), *self.words(words[1:])]
 
@@ -88,7 +88,7 @@ class Container:
 
     @contextmanager
     def running(self, stage: str, *flags: str) -> Iterator["subprocess.Popen[str]"]:
-        """Runs the command of an image, with further flags."""
+        """Runs the command of an image with additional flags."""
         words = [*json.loads(stages()["base"].value("ENTRYPOINT")), *json.loads(stages()[stage].value("CMD")), *flags]
         with subprocess.Popen(
             self.command(words), env=self.environment, cwd=self.place("/out"), text=True, stdout=subprocess.PIPE,
@@ -114,7 +114,7 @@ def copy(source: Path, target: Path) -> None:
 
 
 def until(holds: "object", seconds: float = 60) -> None:
-    """Waits until something holds; fails the test if it does not within so many seconds."""
+    """Waits until a condition holds; fails the test after a number of seconds."""
     end = time.monotonic() + seconds
     while not holds():  # type: ignore[operator]
         assert time.monotonic() < end, "it took too long"
@@ -123,7 +123,7 @@ def until(holds: "object", seconds: float = 60) -> None:
 
 @pytest.fixture(scope="module")
 def container(tmp_path_factory: pytest.TempPathFactory) -> Container:
-    """What the stage `build-page` builds, with a bundle, a folder of images and a token."""
+    """The result of the stage `build-page`, with a bundle, a folder of images and a token."""
     container = Container(tmp_path_factory.mktemp("container"))
     (container.root / "opt").mkdir()
     container.build("build-page")

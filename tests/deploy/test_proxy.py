@@ -1,4 +1,4 @@
-"""The page behind the proxy that deploy/Caddyfile makes of Caddy: HTTPS, the token, and where requests are from."""
+"""The page behind Caddy with deploy/Caddyfile: HTTPS, the token, and the addresses of clients."""
 
 import os
 import ssl
@@ -24,7 +24,7 @@ BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """A client that trusts Caddy's own authority alone, at the address of the proxy."""
+    """A client at the address of the proxy that trusts only Caddy's own authority."""
     caddy, folder = tool("caddy"), tmp_path_factory.mktemp("proxy")
     token = folder / "token"
     token.write_text(TOKEN)
@@ -50,7 +50,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
 
 
 def wait_for(root: Path, address: str, log: Path) -> httpx.Client:
-    """Returns a client of the address once the page answers there."""
+    """Returns a client of the address as soon as the page answers."""
     for _ in range(300):
         if root.is_file():
             context = ssl.create_default_context(cafile=str(root))
@@ -76,7 +76,7 @@ def test_an_image_is_judged_through_https(browser: httpx.Client) -> None:
 def test_the_largest_image_passes_the_proxy(browser: httpx.Client) -> None:
     largest = bytes(32 * 2**20)
     answer = browser.post("/api/inspect", content=largest, headers=BEARER)
-    assert (answer.status_code, "no image of a kind" in answer.text) == (422, True)
+    assert (answer.status_code, "not an image of a kind" in answer.text) == (422, True)
     answer = browser.post("/api/inspect", files={"file": ("a.png", largest)}, headers=BEARER)
     assert answer.status_code == 422
     assert browser.post("/api/inspect", content=bytes(40 * 2**20), headers=BEARER).status_code == 413

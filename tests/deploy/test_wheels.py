@@ -1,4 +1,4 @@
-"""Both wheels: what they hold; and the runtime's in an environment of its own, without torch."""
+"""Both wheels: their contents; and the runtime's wheel in its own environment, without torch."""
 
 import csv
 import json
@@ -25,7 +25,7 @@ NEEDED = ("afclip_lightning", "afclip_runtime", "configs", "pyproject.toml", "CH
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The wheels that `make wheels` builds, of a copy: builds leave files behind."""
+    """The wheels of `make wheels`, built from a copy because builds leave files behind."""
     tree, out = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("wheels")
     for name in NEEDED:
         source = REPOSITORY / name

@@ -1,4 +1,4 @@
-"""Blocks of code in README and docs: what they name is there. What needs nothing else runs in test_run_blocks.py."""
+"""Blocks of code in README and docs: the names in them exist. Self-contained blocks run in test_run_blocks.py."""
 
 import ast
 import contextlib
@@ -66,7 +66,7 @@ def test_verbs_are_ones_that_there_are() -> None:
 
 
 def printed_config(args: list[str]) -> str:
-    """Returns the message with which a command refuses its options, or nothing."""
+    """Returns the error message of a command for its options, or nothing."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(printed):
         try:

@@ -1,4 +1,4 @@
-"""Links of README and docs lead to files of the repository: pages are read there too, not only in the site."""
+"""Links of README and docs lead to files of the repository: pages are also read there, not only on the site."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Blocks of README and docs that need nothing but the package run, page by page, as a reader runs them.
+"""Blocks of README and docs that need only the package run, page by page, as a reader runs them.
 
 The blocks of a page run in order in one folder, which holds what pages call `RUN`, `photos`, `good` and so on. Runs of
 the demo see a few drawn images of two categories, for one epoch.

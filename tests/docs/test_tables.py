@@ -1,4 +1,4 @@
-"""Tables of methods, datasets and papers in the pages are those that the classes and the bibliography give."""
+"""Tables of methods, datasets and papers in the pages equal those generated from the classes and the bibliography."""
 
 import re
 from collections.abc import Callable

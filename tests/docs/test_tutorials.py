@@ -1,4 +1,4 @@
-"""Tutorials run, and their pages show what they print and draw."""
+"""Tutorials run, and their pages show their output and pictures."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Checkpoints: what is damaged, of another type or from elsewhere is refused with one error, and nothing is run."""
+"""Checkpoints: damaged, mistyped and foreign files are rejected with one error, and no code in them is run."""
 
 import io
 import os
@@ -115,7 +115,7 @@ def test_an_entry_that_is_missing_is_named(
         (put("method_hyperparameters", "temperature", value="0.07"), "trained with other arguments"),
     ],
 )
-def test_what_does_not_fit_is_one_error(
+def test_a_misfit_is_one_error(
     tmp_path: Path,
     head: Path,
     backbones: dict[str, ClipBackbone],
@@ -163,13 +163,13 @@ def test_nothing_is_unpickled_and_torch_gives_no_advice(
 @pytest.mark.parametrize(
     "content", [b"", b"<!DOCTYPE html><html></html>", b"PK\x05\x06" + bytes(18), b"\x80\x02}q\x00.", bytes(1000)]
 )
-def test_what_is_no_archive_is_told(tmp_path: Path, content: bytes) -> None:
+def test_files_that_are_not_archives_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bad.ckpt").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"bad\.ckpt"):
         read_checkpoint(tmp_path / "bad.ckpt")
 
 
-def test_what_is_no_file_is_told(tmp_path: Path) -> None:
+def test_paths_that_are_not_files_are_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.ckpt")
     for name, message in (("", "is a folder"), ("pipe.ckpt", "is a named pipe"), ("none.ckpt", "does not exist")):
         with pytest.raises(CheckpointError, match=message):
@@ -184,7 +184,7 @@ def test_a_compressed_archive_is_not_expanded(tmp_path: Path, head: Path) -> Non
         read_checkpoint(tmp_path / "a.ckpt")
 
 
-def test_a_truncated_checkpoint_is_told_wherever_it_ends(tmp_path: Path, head: Path) -> None:
+def test_a_checkpoint_truncated_anywhere_is_reported(tmp_path: Path, head: Path) -> None:
     content = head.read_bytes()
     for size in (1, 100, len(content) // 2, len(content) - 1):
         (tmp_path / "bad.ckpt").write_bytes(content[:size])

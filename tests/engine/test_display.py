@@ -1,4 +1,4 @@
-"""What shows how a run goes: the same whatever is installed."""
+"""The progress display of a run is the same with any installed packages."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ QUIET = "--trainer.enable_progress_bar=false"
 
 
 class Other(TQDMProgressBar):
-    """A bar that a user chose."""
+    """A progress bar chosen by a user."""
 
 
 def test_what_the_user_chose_or_left_out_stays() -> None:
@@ -28,7 +28,7 @@ def test_what_the_user_chose_or_left_out_stays() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [["--trainer.enable_progress_bar=true"], [QUIET]])
 def test_an_extra_changes_no_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]) -> None:
-    """With `rich`, which the extra `hub` brings, Lightning takes other bars."""
+    """With `rich`, which the extra `hub` installs, Lightning uses other bars by default."""
     monkeypatch.chdir(tmp_path)
     write_small_run(tmp_path)
     monkeypatch.setattr(callback_connector, "_RICH_AVAILABLE", True)

@@ -1,4 +1,4 @@
-"""Runs over several processes and nodes: what they train, test and keep is what one process does."""
+"""Runs over several processes and nodes give the results of one process: training, tests, files."""
 
 import multiprocessing
 import os
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 
 
 def run_all(rank: int, folder: Path, port: str) -> None:
-    """What one of three processes does: the last works alone, the first two together."""
+    """The work of one of three processes: the last works alone, the first two together."""
     torch.set_num_threads(1)
     os.chdir(folder)
     sys.argv[1:] = []  # those of the tests
@@ -52,7 +52,7 @@ def run_all(rank: int, folder: Path, port: str) -> None:
 
 
 def tokens_of(images: slice) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns patch tokens and targets of some of 5 images, of which only the first has anomalous patches."""
+    """Returns patch tokens and targets of some of 5 images. Only the first has anomalous patches."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.nn.functional.normalize(torch.randn(5, 6, 8, generator=generator) + 1, dim=-1)
     tokens[0] = tokens[0, 0]  # alike, whatever their kind
@@ -135,11 +135,11 @@ def test_the_frozen_backbone_is_neither_reduced_nor_sent(folder: Path) -> None:
         seen = torch.load(folder / f"parts-{rank}.pt", weights_only=True)["ddp"]
         assert seen["reduced"] == seen["trainable"] > 0
         assert not [name for name in seen["sent each step"] if name.startswith("backbone.")]
-        assert seen["backbone"] == rank  # it was made different here, and nobody made it equal
+        assert seen["backbone"] == rank  # it was changed here, and nothing made it equal
 
 
 def test_two_nodes_write_one_run_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As torchrun starts them, which says where they meet and what the job is called."""
+    """With the environment of torchrun, which gives the rendezvous address and the job's name."""
     monkeypatch.chdir(folder)
     given = options("AFCLIP", 2, strategy="ddp", devices=1, num_nodes=2)
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "TORCHELASTIC_RUN_ID": "job7"}

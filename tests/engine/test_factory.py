@@ -1,4 +1,4 @@
-"""Heads from files: a checkpoint stands alone, and what does not fit is said."""
+"""Heads from files: a checkpoint is self-contained, and misfits are reported."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def run(folder: Path) -> Path:
 
 @pytest.mark.slow
 def test_a_head_stands_alone(run: Path) -> None:
-    seed_everything(3)  # what it is built with must not matter
+    seed_everything(3)  # its construction must not matter
     head = load_head(run / "head.ckpt")
     assert isinstance(head, AFCLIP)
     assert head.temperature == 0.5
@@ -90,7 +90,7 @@ def test_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_what_cannot_be_loaded_is_said(tmp_path: Path, run: Path) -> None:
+def test_heads_that_cannot_be_loaded_are_reported(tmp_path: Path, run: Path) -> None:
     with pytest.raises(CheckpointError, match="does not exist"):
         load_head(tmp_path / "none.ckpt")
     checkpoint = torch.load(run / "head.ckpt", weights_only=True)

@@ -1,4 +1,4 @@
-"""`features build --launcher`: whatever route and whatever dies, the files are those of one process."""
+"""`features build --launcher`: on every route and after killed processes, the files equal those of one process."""
 
 import os
 import random
@@ -25,7 +25,7 @@ IMAGES, TAPS = 1240, 2
 
 
 class FakeImages:
-    """Images whose features are noted in a list."""
+    """Images whose features are recorded in a list."""
 
     def __init__(self, store: Any, sizes: list[int]) -> None:
         self.store, self.digest, self.sizes, self.gpu = store, "abcd", sizes, False
@@ -81,7 +81,7 @@ def test_a_build_that_ended_early_goes_on_and_a_complete_one_looks_at_all_again(
     assert new.left() == 3
 
 
-def test_a_chunk_that_failed_is_told_and_tried_by_the_next_build(images: FakeImages) -> None:
+def test_a_failed_chunk_is_reported_and_tried_by_the_next_build(images: FakeImages) -> None:
     job = chunks(images)
     job.fail("1", "b.png: the image is damaged.")
     assert job.failures() == ["b.png: the image is damaged."]
@@ -159,7 +159,7 @@ def test_workers_and_drivers_that_are_killed_cost_nothing(at: Path) -> None:
             os.kill(rng.choice(workers(process)), signal.SIGKILL)
             time.sleep(1)
         process.kill()
-        process.communicate(timeout=100)  # until its workers, which have its output, have ended too
+        process.communicate(timeout=100)  # until its workers, which share its output, have ended
         assert store_files.verify(at / "two") == []
         seen.append(sum(1 for _ in feature_files(at / "two")))
     assert seen == sorted(seen)

@@ -1,4 +1,4 @@
-"""References in configs: filled in when every file and option is known, one line for each that cannot be."""
+"""References in configs: filled in when every file and option is known; one line per unresolved one."""
 
 import contextlib
 import io
@@ -88,7 +88,7 @@ def test_one_line_for_each_mistake(
     assert len(lines) <= 3  # the error, a near name, where all options are listed
 
 
-def test_a_mistyped_key_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistyped_key_is_reported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("AFCLIP_TEST_ROOT", "there")
     with pytest.raises(SystemExit):
         main(["test", "--config=base.yaml", "--model.map_sigma=${model.init_args.temprature}"])

@@ -1,4 +1,4 @@
-"""Runs as Weights & Biases, TensorBoard and CSV keep them: written offline, and read back from the files."""
+"""Runs in Weights & Biases, TensorBoard and CSV: written offline, and read back from the files."""
 
 import csv
 import json
@@ -30,7 +30,7 @@ BLOCK = 32768  # of the file's format, which is LevelDB's log
 
 
 def without_key(patch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Makes a working folder with miniature datasets on a machine where nobody ever logged in."""
+    """Makes a working folder with miniature datasets, without any login."""
     patch.chdir(folder)
     patch.delenv("AFCLIP_DATA", raising=False)
     for variable in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):

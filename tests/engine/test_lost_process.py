@@ -1,4 +1,4 @@
-"""A run over two processes of which one is lost, or sees an older state of a shared folder: one end, and it goes on."""
+"""A run over two processes, one of which is lost or sees an old state of a shared folder: one error, and it resumes."""
 
 import itertools
 import multiprocessing
@@ -30,7 +30,7 @@ Fault = Callable[[], object]
 
 
 def at(owner: type, hook: str, number: signal.Signals, look: int = 0) -> Fault:
-    """Returns a fault: at a step, the time after so many looks, the process gets a signal."""
+    """Returns a fault: the process gets a signal at a step, after a number of checks."""
     looks, original = itertools.count(), getattr(owner, hook)
 
     def strike(*args: Any) -> Any:
@@ -72,7 +72,7 @@ def run_rank(rank: int, folder: Path, port: str, fault: str, faulty: int, patien
 def run_both(
     folder: Path, args: list[str], fault: str = "none", faulty: int = 1, patience: float = MINUTE
 ) -> tuple[list[int | None], list[str]]:
-    """Returns exit codes and logs of two processes of a run, of which one has a fault."""
+    """Returns exit codes and logs of two processes of a run, one of which has a fault."""
     context, port = multiprocessing.get_context("forkserver"), free_port()
     ranks = [
         context.Process(target=run_rank, args=(rank, folder, port, fault, faulty, patience, args)) for rank in (0, 1)
@@ -138,7 +138,7 @@ def test_a_process_that_does_not_answer_is_waited_for_as_long_as_it_says(folder:
     ("killed in the test", ["test", "--out=run"]),
     ("killed in the build", ["build", "--features.cache=store"]),
 ])  # fmt: skip
-def test_what_keeps_no_checkpoint_is_told_to_begin_anew(folder: Path, fault: str, args: list[str]) -> None:
+def test_a_run_without_a_checkpoint_is_to_be_started_again(folder: Path, fault: str, args: list[str]) -> None:
     codes, logs = run_both(folder, args, fault)
     assert codes[0] == 2, logs
     assert "Nothing of it was kept. The same command starts again." in logs[0]

@@ -23,14 +23,14 @@ LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def used_mb() -> float:
-    """Returns the memory that the process uses, without what its allocator keeps for later."""
+    """Returns the memory that the process uses, without free memory of its allocator."""
     gc.collect()
     LIBC.malloc_trim(0)  # type: ignore[union-attr]
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
 
 
 class Watch(Callback):
-    """Notes the memory in use after some batches."""
+    """Records the memory in use after some batches."""
 
     def __init__(self, *batches: int) -> None:
         self.batches = batches

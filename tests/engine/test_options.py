@@ -1,4 +1,4 @@
-"""Values that options cannot have: one error each, before any data is looked at or model built."""
+"""Invalid values of options: one error each, before any data is read or model is built."""
 
 import re
 from pathlib import Path
@@ -20,8 +20,8 @@ WRONG = {
     "--trainer.max_time=soon": "not a valid duration",
     "--trainer.precision=64-true": "use 32-true, 16-mixed or bf16-mixed",
     "--trainer.barebones=true": "barebones",
-    "--trainer.default_root_dir=here": "a run lies in --out",
-    "--trainer.model_registry=here": "checkpoints are sent nowhere",
+    "--trainer.default_root_dir=here": "use --out for the run folder",
+    "--trainer.model_registry=here": "checkpoints stay in the run folder",
     "--trainer.limit_train_batches=.nan": "limit_train_batches must be a finite number, got nan",
     "--trainer.limit_test_batches=.inf": "limit_test_batches must be a finite number, got inf",
     "--trainer.limit_test_batches=-1": "--trainer: ",
@@ -58,9 +58,9 @@ WRONG = {
     "--model.backbone.image_size=large": "image_size: expected a whole number or tuple or null, got large.",
     "--loading.on_error=1": "loading.on_error: expected one of 'raise', 'skip', got 1.",
     "--data.train.train_split=dev": "data.train.train_split: expected one of 'train', 'test', got dev.",
-    "--model.layers=null": "model.layers: null is no value for it; leave it out for .6, 12, 18, 24",
-    "--model.backbone.model=null": "model.backbone.model: null is no value for it; leave it out for 'ViT-L-14-336'.",
-    "--data.train.batch_size=~": "data.train.batch_size: null is no value for it; leave it out for 8.",
+    "--model.layers=null": "model.layers: null is not a valid value; leave it out for .6, 12, 18, 24",
+    "--model.backbone.model=null": "model.backbone.model: null is not a valid value; leave it out for 'ViT-L-14-336'.",
+    "--data.train.batch_size=~": "data.train.batch_size: null is not a valid value; leave it out for 8.",
     # names
     "--model=AFCLIPP": "model: there is no class 'AFCLIPP' that fits here; did you mean 'AFCLIP'",
     "--data=MVTecLayuot": "data: there is no class 'MVTecLayuot' that fits here; did you mean 'MVTecLayout'",
@@ -161,7 +161,7 @@ def test_what_comes_through_stays(value: str) -> None:
 
 
 @pytest.mark.slow
-def test_few_shot_images_that_nobody_looks_at_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unused_few_shot_images_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("fit", "--few_shot_dir=.") == 2
     assert "but k_shot is 0: give --model.k_shot, or leave the folder out" in capsys.readouterr().err
     assert run("fit", "--few_shot_dir=.", "--model=PatchRarity", "--model.layers=[1]") == 2
@@ -181,14 +181,14 @@ def test_an_old_name_is_answered_with_the_new_one(folder: Path, capsys: pytest.C
     (b"", "expected a mapping"),
     (b"- a\n", "expected a mapping"),
     (b"model: [\n", "line 2: cannot be read as YAML"),
-    (b"model: \xff\n", "no text in UTF-8"),
-    (b"\x00\x01", "no text in UTF-8"),
+    (b"model: \xff\n", "is not UTF-8 text"),
+    (b"\x00\x01", "is not UTF-8 text"),
     (b"a: &a [*a]\n", "contains itself"),
     (b"a: " + b"[" * 100_000, "nested more than 64 deep"),
     (b"out: a\nout: b\n", "'out' occurs twice"),
     (b"out: !!python/object/apply:os.getcwd []\n", "could not determine a constructor"),
 ])  # fmt: skip
-def test_files_that_are_no_config(
+def test_files_that_are_not_configs(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, message: str
 ) -> None:
     path = tmp_path / "wrong.yaml"
@@ -199,7 +199,7 @@ def test_files_that_are_no_config(
     assert message in line
 
 
-def test_a_pipe_is_no_config(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pipe_is_not_a_config(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import os
 
     os.mkfifo(tmp_path / "pipe.yaml")

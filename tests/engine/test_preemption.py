@@ -1,4 +1,4 @@
-"""A run that a signal stops and that goes on is the run that was never stopped, bit for bit."""
+"""A run that is stopped by a signal and resumed equals the uninterrupted run, bit for bit."""
 
 import os
 import signal

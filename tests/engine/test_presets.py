@@ -1,4 +1,4 @@
-"""A preset stands for its values: where it stands, and unless they are given beside it."""
+"""A preset is replaced by its values, at its place, unless they are given explicitly."""
 
 import inspect
 from pathlib import Path

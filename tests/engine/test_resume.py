@@ -1,4 +1,4 @@
-"""`--checkpoint`: which file it names, what is said of an untrained head, and what training can go on from."""
+"""`--checkpoint`: the file that it names, messages for an untrained head, and states that training can resume from."""
 
 import copy
 import shutil
@@ -33,7 +33,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it, as the working folder."""
+    """A copy of it as the working folder."""
     shutil.copytree(trained, tmp_path / "copy")
     monkeypatch.chdir(tmp_path / "copy")
     return tmp_path / "copy"
@@ -204,12 +204,12 @@ def test_going_on_with_other_options(folder: Path, capsys: pytest.CaptureFixture
     checkpoint = torch.load("one/checkpoints/last.ckpt", weights_only=True)
     path, states = Path("last.ckpt"), copy.deepcopy(checkpoint)
     states["loops"]["fit_loop"]["epoch_progress"]["current"]["completed"] = 3
-    with pytest.raises(CheckpointError, match=r"has 3 epochs behind it, and --trainer.max_epochs is 2"):
+    with pytest.raises(CheckpointError, match=r"has 3 epochs already done, and --trainer.max_epochs is 2"):
         check_resumable(path, states, {"max_epochs": 2, "max_steps": -1})
     check_resumable(path, states, {"max_epochs": 3, "max_steps": -1})
     check_resumable(path, states, {"max_epochs": -1, "max_steps": -1})
     states["global_step"] = 9
-    with pytest.raises(CheckpointError, match=r"has 9 steps behind it, and --trainer.max_steps is 8"):
+    with pytest.raises(CheckpointError, match=r"has 9 steps already done, and --trainer.max_steps is 8"):
         check_resumable(path, states, {"max_epochs": None, "max_steps": 8})
     sgd = ["--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=0.1", "--model.optimizer.momentum=0.9"]
     assert run("fit", "--ckpt_path=one", "--trainer.max_epochs=2", "--out=sgd", *sgd) == 2

@@ -1,4 +1,4 @@
-"""Regions of interest in a test and in `evaluate`: what counts, which label an image has, and equality with inspect."""
+"""Regions of interest in a test and in `evaluate`: pixels that count, labels of images, and equality with inspect."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Several heads in one pass: each has the numbers that it has alone, and the backbone sees each image once."""
+"""Several heads in one pass: each has the same numbers as alone, and the backbone encodes each image once."""
 
 import csv
 import json
@@ -41,7 +41,7 @@ def assert_same(path: Path, other: Path, limit: float = 1e-5) -> None:
 
 @pytest.fixture
 def heads(folder: Path) -> Path:
-    """Trains two heads, of which one needs the V-V path, and describes a method that trains nothing."""
+    """Trains two heads, one of which needs the V-V path, and writes the config of a method that trains nothing."""
     make_distinct(folder)
     assert main(["fit", *arguments("afclip_visa", out="afclip")]) == 0
     vv = arguments("anomalyclip_visa", out="anomalyclip", **dict(command_line("AnomalyCLIP")))
@@ -106,7 +106,7 @@ def test_training_between_two_shared_passes_is_as_without_them(folder: Path, mon
     assert_same(folder / "beside/results_clip.csv", folder / "beside/results_untrained_clip.csv")
 
 
-def test_what_cannot_share_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_heads_that_cannot_share_a_pass_are_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("clip.yaml").write_text(CLIP)
     Path("other.yaml").write_text(CLIP.replace("28", "56"))
     for option, problem in (

@@ -50,7 +50,7 @@ def test_two_tasks_test_as_one_process_does(folder: Path) -> None:
 def test_a_task_of_a_benchmark_makes_room_when_its_time_is_nearly_up(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    python = folder / "bin/python"  # stands for the benchmark: the first time it takes long
+    python = folder / "bin/python"  # stands for the benchmark, whose first run takes long
     python.parent.mkdir()
     python.write_text('#!/bin/bash\necho "$@" >>calls; [[ ${SLURM_RESTART_COUNT:-} ]] || sleep 600\n')
     python.chmod(0o755)

@@ -52,7 +52,7 @@ def write_set(root: Path) -> None:
 
 
 def write_defects(root: Path) -> None:
-    """Gives the images of a set a folder of masks each, and writes how much of each defect has to be found."""
+    """Gives each image of a set a folder of masks, and writes how much of each defect has to be found."""
     for mask in sorted(root.glob("*/ground_truth/*/*_mask.png")):
         pixels = np.asarray(Image.open(mask)).copy()
         mask.unlink()
@@ -71,7 +71,7 @@ def write_defects(root: Path) -> None:
 
 
 def write_views(root: Path) -> None:
-    """Writes a table of the images of a set, of which three each are views of one object."""
+    """Writes a table of the images of a set; every three images are views of one object."""
     lines = ["image,label,mask,category,split,group"]
     for category in CATEGORIES:
         for i, image in enumerate(sorted((root / category).glob("t*/*/*.png"))):
@@ -117,7 +117,7 @@ OWN = {"defects": {"pixel_spro", "pixel_spro_05"}, "views": {"group_auroc", "gro
 
 
 def run_all(rank: int, folder: Path, port: str) -> None:
-    """What one of three processes does: the last works alone, the first two together."""
+    """The work of one of three processes: the last works alone, the first two together."""
     torch.set_num_threads(1)
     os.chdir(folder)
     sys.argv[1:] = []  # those of the tests

@@ -1,4 +1,4 @@
-"""The docs' table of presets is the presets', and operations are counted."""
+"""The table of presets in the docs equals the presets, and operations are counted."""
 
 import pytest
 
@@ -26,7 +26,7 @@ def test_operations_are_counted_as_the_file_says(name: str) -> None:
 
 
 def test_operations_of_a_plain_tower_are_those_of_the_formula() -> None:
-    """12 blocks of width 896 over 225 + 1 tokens: 24 N C^2 + 4 N^2 C a block, patches and projection beside."""
+    """12 blocks of width 896 over 225 + 1 tokens: 24 N C^2 + 4 N^2 C per block, plus patches and projection."""
     tokens, width, depth = 226, 896, 12
     blocks = depth * (24 * tokens * width**2 + 4 * tokens**2 * width)
     outside = 2 * 225 * 3 * 16 * 16 * width + 2 * width * 640

@@ -1,4 +1,4 @@
-"""The tables of the comparison are those of the measured rows, in the groups that the methods themselves name."""
+"""The tables of the comparison are those of the measured rows, in the groups that the methods name."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What deployment costs: packages are counted with their extras, tables hold what was measured, no GPU is no number."""
+"""What deployment costs: packages count with their extras, tables hold measured values, no number without a GPU."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""The benchmark of the adaptation measures what it says."""
+"""The benchmark of the adaptation measures the stated quantities."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""The loading benchmark measures what it says, on a few small images."""
+"""The loading benchmark measures the stated quantities, on a few small images."""
 
 import importlib.util
 import json

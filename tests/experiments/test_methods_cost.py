@@ -1,4 +1,4 @@
-"""The table of what methods cost is that of the measured rows, and no method is forgotten."""
+"""The table of the methods' costs has the measured rows, and no method is missing."""
 
 import pytest
 

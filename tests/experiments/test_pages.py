@@ -1,4 +1,4 @@
-"""A part of a page is replaced where it stands, and a page without it is refused."""
+"""A part of a page is replaced in place, and a page without the part is rejected."""
 
 import pytest
 

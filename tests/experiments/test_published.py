@@ -54,7 +54,7 @@ PRINTED = [row for name in PAPERS for row in RESULTS[name]]
 
 
 def half_unit(printed: str) -> float:
-    """Returns how far rounding can have moved a printed number; `100` and `65` are `100.0` and `65.0` without zeros."""
+    """Returns the possible rounding error of a printed number; `100` and `65` are `100.0` and `65.0` without zeros."""
     return 0.5 * 10.0 ** -max(len(printed.partition(".")[2]), 1)
 
 

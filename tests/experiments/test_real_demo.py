@@ -1,4 +1,4 @@
-"""What `make demo-real` does, on a small model in place of the ready one."""
+"""`make demo-real`, with a small model in place of the ready one."""
 
 import sys
 from pathlib import Path
@@ -50,5 +50,5 @@ def test_photos_are_judged_and_the_page_is_written(
     assert "of 8 photos with a drawn defect are called anomalous" in said
     assert "of 1 photos of your own are called anomalous" in said
     page = (tmp_path / "out/report.html").read_text()
-    assert "The threshold is the head's default, which knows nothing of this product" in page
+    assert "The threshold is the head's default, which does not depend on this product" in page
     assert len(list((tmp_path / "out/overlays").rglob("*.jpg"))) == 13

@@ -1,4 +1,4 @@
-"""The pictures that the real head is trained on: the same bytes again, twins that differ where the target says so."""
+"""The training pictures of the real head: reproducible bytes, and pairs that differ only where the target marks it."""
 
 from collections import Counter
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The benchmark runs this project's WinCLIP as a user would, and its table holds ratios."""
+"""The benchmark runs this project's WinCLIP like a user, and its table holds ratios."""
 
 import importlib.util
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Head files: what was written is read back, and what is damaged or from elsewhere is refused with one error."""
+"""Head files: written files are read back, and damaged or foreign files are rejected with one error."""
 
 import json
 from collections.abc import Callable
@@ -84,7 +84,7 @@ def test_tensors_of_a_memory_bank_stay_apart(tmp_path: Path, checkpoint: Path) -
     assert read_checkpoint(tmp_path / "head.safetensors")["memory"].keys() == {"0", "1"}
 
 
-def test_a_checkpoint_is_no_head_file_whatever_its_name(tmp_path: Path, checkpoint: Path) -> None:
+def test_a_checkpoint_is_not_a_head_file_under_any_name(tmp_path: Path, checkpoint: Path) -> None:
     (tmp_path / "head.safetensors").write_bytes(checkpoint.read_bytes())
     assert not is_head_file(tmp_path / "head.safetensors")
     assert read_checkpoint(tmp_path / "head.safetensors")["model"]["class_path"] == "AFCLIP"

@@ -1,4 +1,4 @@
-"""`head fuse`: from checkpoints to one head file, which needs none of them; which heads it refuses."""
+"""`head fuse`: from checkpoints to one head file, which does not need them; rejected heads."""
 
 import shutil
 from pathlib import Path
@@ -126,4 +126,4 @@ def test_a_head_that_needs_more_than_an_image_is_refused(
     model = {"class_path": "NearestNeighbours", "init_args": {"backbone": BACKBONE, "layers": [2, 4]}}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump({"model": model}))
     assert fuse(folder, tmp_path / "out", str(folder / "a"), str(tmp_path / "c.yaml")) == 2
-    assert "judges no image alone" in capsys.readouterr().err
+    assert "cannot score an image alone" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Ready models: found by name, with thresholds of their own that are named as such wherever they are used."""
+"""Ready models: found by name, with their own thresholds, which are named as such wherever they are used."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def place(models: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Has one model come ready, and commands run in an empty folder."""
+    """Provides one ready model, and an empty working folder for commands."""
     use(models, monkeypatch)
     monkeypatch.chdir(tmp_path)
     return tmp_path

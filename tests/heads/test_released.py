@@ -1,4 +1,4 @@
-"""Trained heads of other projects: what they score here is what their own code scored, and what is wrong is said."""
+"""Trained heads of other projects: their scores here equal those of their own code; errors for wrong files."""
 
 import inspect
 import io
@@ -68,7 +68,7 @@ def width64(golden_backbones: dict[int, ClipBackbone], tmp_path_factory: pytest.
 
 @pytest.fixture(scope="module")
 def built(golden_backbones: dict[int, ClipBackbone]) -> Callable[[Path, dict[str, Any]], Backbones]:
-    """Returns what has a head file take the network of width 64 as it is, in float64 too."""
+    """Returns a function that loads a head file on the network of width 64, also in float64."""
 
     def backbones_for(path: Path, options: dict[str, Any], backbone: ClipBackbone | None = None) -> Backbones:
         inner = {name.removeprefix("backbone."): value for name, value in options.items()}
@@ -83,7 +83,7 @@ def imported(path: Path, out: Path, options: dict[str, Any], backbones: Backbone
 
 
 def scores_of(path: Path, given: dict[str, Any]) -> Callable[[ClipBackbone, Check], None]:
-    """Returns what compares the scores and the maps of a head file with the recorded ones."""
+    """Returns a function that compares the scores and maps of a head file with the recorded ones."""
 
     def body(backbone: ClipBackbone, check: Check) -> None:
         model = read_head_file(path).model
@@ -128,7 +128,7 @@ def test_scores_of_a_pickled_module_are_those_of_the_official_code(
     not SHARED.is_dir(), reason="the files that AF-CLIP's own classes wrote are not beside the checkout"
 )
 def test_what_afclips_own_classes_wrote_is_what_is_written_here(tmp_path: Path) -> None:
-    """Its licence lets nobody pass such a file on; the stand-in of these tests has the same tensors."""
+    """Its licence does not allow to share such a file; the stand-in of these tests has the same tensors."""
     write_afclip(tmp_path)
     theirs = read_released(SHARED / "afclip_adaptor.pt").converted
     ours = read_released(tmp_path / "recipe_adaptor.pt").converted
@@ -191,7 +191,7 @@ def test_the_stages_of_aaclip_belong_together(tmp_path: Path) -> None:
     text, visual = tmp_path / "text_adapter.pth", tmp_path / "image_adapter.pth"
     visual.write_bytes(AACLIP.read_bytes())
     with pytest.raises(
-        CheckpointError, match=r"image_adapter\.pth: is one of two files, and .*text_adapter\.pth is not"
+        CheckpointError, match=r"image_adapter\.pth: is one of two files, and .*text_adapter\.pth is missing"
     ):
         read_released(visual)
     text.write_bytes(AACLIP.with_name("aaclip_text_adapter.pth").read_bytes())
@@ -231,7 +231,7 @@ def test_a_file_is_taken_directly_too_whatever_it_is_called(
 
 
 def test_every_format_says_all_that_a_trained_head_depends_on() -> None:
-    """What is left to a default of ours would follow the paper where the code does not."""
+    """A value left to our default would follow the paper instead of the code."""
     for name, one in formats().items():
         method = method_class(name)
         (path, *_) = [RELEASED / FILES[name]] if name in FILES else [None]
@@ -291,7 +291,7 @@ def test_deep_tokens_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
         (
             "anomalyclip.pth",
             {"tokenized_prompts_pos": torch.ones(1, 1, 77)},
-            "tokenized_prompts_pos holds no whole num",
+            "tokenized_prompts_pos does not hold whole num",
         ),
         ("anomalyclip.pth", {"compound_prompts_text.1": None}, "has no compound_prompts_text.1"),
         (
@@ -343,7 +343,7 @@ def test_a_file_of_another_method_or_of_none_is_named(tmp_path: Path) -> None:
         read_released(FAPROMPT, "WinCLIP")
     assert read_released(FAPROMPT, "fa-prompt").format.method == "FAPrompt"
     torch.save({"textual_learner": {}}, tmp_path / "other.pth")
-    with pytest.raises(CheckpointError, match=r"other\.pth: is no trained head of a project .*\n.*github\.com"):
+    with pytest.raises(CheckpointError, match=r"other\.pth: is not a trained head of a project .*\n.*github\.com"):
         read_released(tmp_path / "other.pth")
     assert find_released(tmp_path / "other.pth") is None
     with pytest.raises(CheckpointError, match=r"other\.pth has no feature spec.*`afclip head import` reads"):
@@ -362,7 +362,7 @@ def test_a_truncated_or_damaged_file_is_one_message(path: Path, tmp_path: Path) 
         read_released(tmp_path / "absent.pth")
 
 
-def test_another_backbone_is_told_by_shapes_and_by_the_words_in_the_file(
+def test_another_backbone_is_recognised_by_shapes_and_words_in_the_file(
     golden_backbones: dict[int, ClipBackbone],
 ) -> None:
     for path in (ANOMALYCLIP, FAPROMPT):
@@ -373,7 +373,7 @@ def test_another_backbone_is_told_by_shapes_and_by_the_words_in_the_file(
             if key == 64:  # of the same widths: only the embeddings of its words are others
                 backbone = deepcopy(backbone)
                 backbone.text.token_embedding.weight.data.mul_(1.1)
-            with pytest.raises(CheckpointError, match=r"(?s)it is no head for golden-.*Name the backbone") as caught:
+            with pytest.raises(CheckpointError, match=r"(?s)it is not a head for golden-.*Name the backbone") as caught:
                 released.checkpoint(cls(backbone, **released.arguments))
             assert caught.match(
                 "embeddings of its words are those of another CLIP" if key == 64 else "tensors do not fit"
@@ -399,7 +399,7 @@ def test_what_training_fixed_cannot_be_given_otherwise(width64: dict[str, Any], 
 def test_what_is_given_on_import_goes_before_what_the_code_fixes(
     tmp_path: Path, width64: dict[str, Any], built: Any
 ) -> None:
-    """As of a head that a changed code trained."""
+    """As in a head that was trained by changed code."""
     given = {**width64, "prior_patches": "topk"}
     done = import_head(FAPROMPT, tmp_path / "a.safetensors", None, given, None, built(FAPROMPT, width64))
     assert "prior_patches 'topk'" in done.says["given"]
@@ -413,7 +413,7 @@ def test_of_two_files_one_is_not_enough(tmp_path: Path) -> None:
     kept = adapter.read_bytes()
     adapter.unlink()
     with pytest.raises(
-        CheckpointError, match=r"recipe_prompt\.pt: is one of two files, and .*recipe_adaptor\.pt is not"
+        CheckpointError, match=r"recipe_prompt\.pt: is one of two files, and .*recipe_adaptor\.pt is missing"
     ):
         read_released(prompt)
     (tmp_path / "adapter.pt").write_bytes(kept)
@@ -430,7 +430,7 @@ def test_of_two_files_one_is_not_enough(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"extra": torch.ones(2)}, "holds a tensor that is not known here: extra"),
-        ({"inner": 96}, "has 96 rows, no multiple of a head's 64 channels"),
+        ({"inner": 96}, "has 96 rows, not a multiple of 64 per head"),
     ],
 )
 def test_another_module_than_the_adapter_is_one_message(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -440,7 +440,7 @@ def test_another_module_than_the_adapter_is_one_message(changes: dict[str, Any],
 
 
 def rewritten(path: Path, content: bytes) -> None:
-    """Puts another pickle into an archive of torch's."""
+    """Puts another pickle into a torch archive."""
     with zipfile.ZipFile(path) as archive:
         records = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(path, "w") as archive:
@@ -467,7 +467,8 @@ def test_nothing_in_a_file_is_run(
     write_afclip(tmp_path)
     path = tmp_path / f"recipe_{which}.pt"
     rewritten(path, pickle.dumps({"hook": thing}, protocol=2))
-    with pytest.raises(CheckpointError, match=rf"recipe_{which}\.pt: holds {refused}, and nothing is read but tensors"):
+    said = rf"recipe_{which}\.pt: holds {refused}, which reading would run: only tensors"
+    with pytest.raises(CheckpointError, match=said):
         read_released(path)
     with pytest.raises(CheckpointError):
         load_head(path)
@@ -477,11 +478,11 @@ def test_nothing_in_a_file_is_run(
 
 
 def test_a_class_that_is_not_on_the_list_is_refused_by_name(tmp_path: Path) -> None:
-    """Also where torch itself has it, and where it is called as one of those on the list."""
+    """Also if it is in torch itself, or has the name of a listed class."""
     write_afclip(tmp_path)
     path = tmp_path / "recipe_adaptor.pt"
     torch.save(nn.Conv2d(1, 1, 1), path)
-    with pytest.raises(CheckpointError, match=r"holds torch\.nn\.modules\.conv\.Conv2d, and nothing is read"):
+    with pytest.raises(CheckpointError, match=r"holds torch\.nn\.modules\.conv\.Conv2d, which reading would run"):
         read_released(path)
 
     class Sampler(nn.Module):
@@ -489,7 +490,7 @@ def test_a_class_that_is_not_on_the_list_is_refused_by_name(tmp_path: Path) -> N
 
     with named(MODULE, Sampler):
         torch.save(Sampler(), path)
-    with pytest.raises(CheckpointError, match=r"holds clip\.adaptor\.Sampler, and nothing is read"):
+    with pytest.raises(CheckpointError, match=r"holds clip\.adaptor\.Sampler, which reading would run"):
         read_released(path)
 
 
@@ -574,7 +575,7 @@ def test_a_card_says_what_is_not_known(tmp_path: Path, width64: dict[str, Any], 
     assert "do not test it on the set that it was trained on" in card.limits[0]
 
 
-def test_a_config_that_sees_images_otherwise_is_told(golden_backbones: dict[int, ClipBackbone]) -> None:
+def test_a_config_that_resizes_images_differently_is_reported(golden_backbones: dict[int, ClipBackbone]) -> None:
     released = read_released(ANOMALYCLIP)
     method = method_class("AnomalyCLIP")(golden_backbones[64], **{**released.arguments, "layers": [6, 24]})
     assert released.differences(method) == [
@@ -600,7 +601,7 @@ def test_a_run_tests_a_released_head_where_its_config_sees_images_as_that_code_d
     command = ["test", *arguments(), f"--checkpoint={prompt}"]
     assert main(command) == 2
     said = capsys.readouterr().err
-    assert "is a head of github.com/Faustinaqq/AF-CLIP, and the config is another" in said
+    assert "is a head of github.com/Faustinaqq/AF-CLIP, and the config differs" in said
     assert "layers: [6, 12, 18, 24] in its code, [1, 2, 3] here" in said
     here = {"image_size": 28, "pos_embed": "bilinear", "activation": "gelu"}
     as_here = replace(afclip.FORMAT, backbone=here, arguments={**afclip.FORMAT.arguments, "layers": [1, 2, 3]})

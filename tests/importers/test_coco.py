@@ -61,8 +61,8 @@ def test_what_has_no_area_is_named_and_its_image_stays_anomalous(
     told = capsys.readouterr().out
     assert "keypoints: 2 (2 without an area" in told
     assert "annotation without a shape: 1 (1 without an area" in told
-    assert "box: 1 (1 in no mask, beside one without an area" in told
-    assert "Anomalous images without a mask, as a shape of theirs has no area: 3 " in told
+    assert "box: 1 (1 in no mask, since another shape of the image is without an area" in told
+    assert "Anomalous images without a mask, since one of their shapes has no area: 3 " in told
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_what_has_no_area_is_named_and_its_image_stays_anomalous(
         ([], "expected a mapping"),
     ],
 )
-def test_what_is_no_coco_is_refused(
+def test_files_that_are_not_coco_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: Any, said: str
 ) -> None:
     images = write_images(tmp_path / "images", "a.png")
@@ -97,7 +97,7 @@ def test_what_is_no_coco_is_refused(
         ({"bbox": [1, 2, 3, -1]}, "not x, y, width, height"),
         ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": [5, 5]}}, "add up to 10 pixels"),
         ({"segmentation": {"size": [3, 3], "counts": [9]}}, "are of 3×3 pixels, and the image is 40×30"),
-        ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": "~~"}}, "no text of COCO's"),
+        ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": "~~"}}, "are not in COCO's text form"),
         ({"segmentation": {"counts": [5]}}, "no size"),
         ({"bbox": [100, 100, 5, 5]}, "lies outside of the image"),
     ],
@@ -121,7 +121,7 @@ def test_two_images_with_one_number_are_refused(tmp_path: Path, capsys: pytest.C
     assert "two images have the number 1" in capsys.readouterr().err
 
 
-def test_a_category_without_a_shape_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_category_without_a_shape_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = write_images(tmp_path / "images", "a.png")
     path = export(tmp_path / "c.json", [{"bbox": [1, 1, 2, 2]}], categories=[ONE, {"id": 2, "name": "hole"}])
     assert import_set("coco", path, images)[0] == 0

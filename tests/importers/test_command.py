@@ -1,4 +1,4 @@
-"""`datasets import`: a kind of export is a file, found by its name."""
+"""`datasets import`: each kind of export is a module, found by its name."""
 
 import sys
 from pathlib import Path
@@ -45,7 +45,7 @@ def test_a_file_is_a_kind(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.usefixtures("_drawn")
 @pytest.mark.parametrize("args", [[], ["a", "--out", "b"], ["a", "--out", "b", "--from", "x"], ["a", "--from"]])
-def test_what_is_missing_is_said(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_options_are_reported(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["import", *args])
     assert stop.value.code == 2

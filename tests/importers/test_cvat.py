@@ -1,4 +1,4 @@
-"""CVAT for images 1.1: its shapes, its zip, and XML that is refused."""
+"""CVAT for images 1.1: its shapes, its zip, and rejected XML."""
 
 import zipfile
 from pathlib import Path
@@ -164,16 +164,21 @@ def test_projects_and_subsets(tmp_path: Path) -> None:
         (xml(image("a.png", '<box label="x" xtl="1" ytl="2" xbr="b" ybr="4"/>')), "its xbr is not a number: 'b'"),
         (xml(image("a.png", '<box label="x" xtl="1" ytl="2" xbr="3"/>')), "has no ybr"),
         (xml(image("a.png", '<box label="x" xtl="1" ytl="2" xbr="inf" ybr="4"/>')), "its xbr is not a number"),
-        (xml(image("a.png", '<polygon label="x" points=""/>')), "its points are no numbers"),
+        (xml(image("a.png", '<polygon label="x" points=""/>')), "its points are not numbers"),
         (xml(image("a.png", '<polygon label="x" points="1,2;3"/>')), "must be pairs"),
         (xml(image("a.png", '<ellipse label="x" cx="1" cy="2" rx="3"/>')), "has no ry"),
         (xml(image("a.png", '<mask label="x" rle="1,2" left="0" top="0" width="9" height="9"/>')), "add up to 3"),
-        (xml(image("a.png", '<mask label="x" rle="1,b" left="0" top="0" width="1" height="1"/>')), "no whole number"),
+        (
+            xml(image("a.png", '<mask label="x" rle="1,b" left="0" top="0" width="1" height="1"/>')),
+            "is not a whole number",
+        ),
         (xml(image("a.png", '<mask label="x" rle="1" left="0" top="0" width="9e7" height="9"/>')), "its size is"),
         (xml('<image id="0" name="a.png" width="x" height="3"></image>'), "its width or height is not a number"),
     ],
 )
-def test_what_is_no_export_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str) -> None:
+def test_files_that_are_not_exports_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str
+) -> None:
     images = write_images(tmp_path / "images", "a.png")
     path = write(tmp_path / "a.xml", text)
     assert import_set("cvat", path, images)[0] == 2
@@ -195,7 +200,7 @@ def test_a_zip_without_annotations_is_refused(tmp_path: Path, capsys: pytest.Cap
     assert "cannot be unpacked" in capsys.readouterr().err
 
 
-def test_a_label_that_nothing_bears_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unused_label_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = write_images(tmp_path / "images", "a.png", "b.png")
     labels = "".join(f"<label><name>{name}</name><type>any</type></label>" for name in ("crack", "hole", "good"))
     shape = next(iter(SHAPES))

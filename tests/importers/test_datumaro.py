@@ -66,7 +66,7 @@ def test_a_dataset_of_two_subsets(tmp_path: Path, capsys: pytest.CaptureFixture[
         "points: 1 (1 without an area",
         "cuboid_2d: 1 (1 without an area",
         "caption: 1 (not of defects)",
-        "item that is no image: 1 (not of defects)",
+        "item that is not an image: 1 (not of defects)",
     ):
         assert line in told
 
@@ -94,17 +94,17 @@ def test_an_annotation_that_is_none_is_named(
     assert str(path) in error
 
 
-def test_what_is_no_dataset_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_datasets_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = write_images(tmp_path / "images", "a.png")
     path = write_json_file(tmp_path / "d.json", {"items": [{"annotations": []}]})
     assert import_set("datumaro", path, images)[0] == 2
     assert "id" in capsys.readouterr().err
     path = write(path, item("a", image={"path": "a.png", "size": [3]}))
     assert import_set("datumaro", path, images)[0] == 2
-    assert "its size is no height and width" in capsys.readouterr().err
+    assert "its size is not a height and a width" in capsys.readouterr().err
 
 
-def test_a_label_that_nothing_bears_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unused_label_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = write_images(tmp_path / "images", "a.png")
     annotation = {"type": "polygon", **SHAPES["polygon"][0]}
     assert import_set("datumaro", write(tmp_path / "d.json", item("a", annotation)), images)[0] == 0

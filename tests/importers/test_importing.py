@@ -1,4 +1,4 @@
-"""What is made of any export: the set on disk, empty images, sizes, orientation, faults, and a second run."""
+"""Conversion of any export: the set on disk, empty images, sizes, orientation, faults, and a second run."""
 
 import json
 import os
@@ -91,7 +91,8 @@ def test_images_are_links_or_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         _, out = import_set("coco", path, other, *options)
         assert not os.path.samefile(out / "images/a.png", other / "a.png")
         assert (out / "images/a.png").read_bytes() == (other / "a.png").read_bytes()
-        assert "Images copied, as they cannot be hard links or were to be copies: 1" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert "Images copied, since hard links are not possible or --place copy was given: 1" in said
 
 
 def test_a_stopped_run_goes_on_and_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,7 +127,7 @@ def test_the_set_may_lie_in_the_folder_of_the_images(tmp_path: Path) -> None:
 
 
 def rotated(path: Path, orientation: int) -> None:
-    """Writes an image whose pixels lie as EXIF's orientation says; upright it is WIDTH × HEIGHT."""
+    """Writes an image with an EXIF orientation; upright it is WIDTH × HEIGHT."""
     size = (HEIGHT, WIDTH) if orientation >= 5 else (WIDTH, HEIGHT)
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -154,7 +155,7 @@ def test_the_folder_of_the_images_is_no_place_for_the_set(tmp_path: Path, capsys
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_shapes_lie_on_the_upright_image(tmp_path: Path, orientation: int) -> None:
-    """As browsers and the tools show it."""
+    """As shown by browsers and the tools."""
     rotated(tmp_path / "images/a.jpg", orientation)
     path = export(tmp_path / "c.json", ["a.jpg"], {0: BOX})
     code, out = import_set("coco", path, tmp_path / "images")
@@ -169,7 +170,7 @@ def test_shapes_lie_on_the_upright_image(tmp_path: Path, orientation: int) -> No
     (8, box(3, HEIGHT - 7, 7, HEIGHT - 2)),
 ])  # fmt: skip
 def test_shapes_on_the_image_as_it_lies_in_the_file(tmp_path: Path, orientation: int, wanted: np.ndarray) -> None:
-    """The size in the export says that its tool did not turn the image."""
+    """By the size in the export, its tool did not rotate the image."""
     rotated(tmp_path / "images/a.jpg", orientation)
     path = export(tmp_path / "c.json", ["a.jpg"], {0: BOX}, size=(HEIGHT, WIDTH))
     code, out = import_set("coco", path, tmp_path / "images")
@@ -197,7 +198,7 @@ def test_an_image_of_another_size_is_refused(tmp_path: Path, capsys: pytest.Capt
     ("names", "said"),
     [
         (["gone.png"], "there is no image 'gone.png'"),
-        (["a.png", "/x/a.png"], "is meant by"),
+        (["a.png", "/x/a.png"], "is also named by"),
         (["b.png"], "may be"),
         (["../images/a.png"], "leads out of"),
         (["bad.png"], "cannot be read as an image"),
@@ -224,7 +225,7 @@ def test_a_huge_image_is_refused_before_it_is_decoded(tmp_path: Path, capsys: py
     assert "has more than" in capsys.readouterr().err
 
 
-def test_many_faults_are_told_shortly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_many_faults_are_reported_briefly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = write_images(tmp_path / "images", "a.png")
     path = export(tmp_path / "c.json", [f"{i}.png" for i in range(30)], {})
     assert import_set("coco", path, images)[0] == 2
@@ -278,7 +279,7 @@ def test_shapes_that_reach_beyond_are_cut_off_and_counted(tmp_path: Path, capsys
 
 
 @pytest.mark.parametrize("width", ["0.5", "x", "nan", "9999"])
-def test_widths_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str], width: str) -> None:
+def test_invalid_widths(tmp_path: Path, capsys: pytest.CaptureFixture[str], width: str) -> None:
     images = write_images(tmp_path / "images", "a.png")
     with pytest.raises(SystemExit):
         import_set("coco", tmp_path / "c.json", images, "--line_width", width)

@@ -93,7 +93,7 @@ def test_a_path_that_leads_out_is_refused(tmp_path: Path, capsys: pytest.Capture
         ({"shape_type": "circle", "points": [[1, 2]]}, "it has 1 points, and needs 2"),
         ({"shape_type": "polygon", "points": []}, "its points are 0 numbers"),
         ({"shape_type": "polygon", "points": [[1, 2, 3], [4, 5, 6]]}, "its points are not pairs of numbers"),
-        ({"shape_type": "mask", "points": [[1, 1], [3, 3]]}, "its picture is no text"),
+        ({"shape_type": "mask", "points": [[1, 1], [3, 3]]}, "its picture is not text"),
         ({"shape_type": "mask", "points": [[1, 1], [3, 3]], "mask": png_text(SOLID)}, "and its box has another size"),
         ({"shape_type": "mask", "points": [[1, 1], [3, 3]], "mask": "AAAA"}, "its picture"),
     ],
@@ -109,7 +109,7 @@ def test_a_shape_that_is_none_is_named(
     assert str(path) in error
 
 
-def test_what_is_no_file_of_labelme_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_that_are_not_labelme_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = write_images(tmp_path / "images", "a.png")
     (tmp_path / "a.json").write_text('{"images": []}')
     assert import_set("labelme", tmp_path / "a.json", images)[0] == 2

@@ -203,7 +203,7 @@ def test_copies_of_an_annotation_keep_their_regions_apart(tmp_path: Path, capsys
 
 
 @pytest.mark.parametrize("minimal", [False, True])
-def test_a_bad_shape_in_one_of_several_annotations_is_told(
+def test_a_bad_shape_in_one_of_several_annotations_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], minimal: bool
 ) -> None:
     images = write_images(tmp_path / "images", "a.png")
@@ -231,7 +231,7 @@ def test_the_starred_annotation_comes_first(tmp_path: Path) -> None:
 
 
 def test_texts_of_json_min_may_be_choices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A single choice is a text among the fields of the task: an image must not become normal over it."""
+    """A single choice is a text among the fields of the task: it must not make an image normal."""
     images = write_images(tmp_path / "images", "a.png", "b.png")
     entries = [
         {"image": f"{name}.png", "line": "L4", "verdict": verdict, "annotation_id": i, "annotator": 1, "id": i}
@@ -287,7 +287,7 @@ def annotated(*results: Any) -> Json:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"data": 3}, "its data is no object"),
+        ({"data": 3}, "its data is not an object"),
         ({"data": {"text": "x"}}, "its data names no image"),
         ({"data": {"image": "data:image/png;base64,AAAA.png"}}, "its data names no image"),
         ({"annotations": 3}, "are not a list of objects"),
@@ -298,7 +298,7 @@ def annotated(*results: Any) -> Json:
         (annotated(result("polygon", {"points": []})), "its points are not pairs of numbers"),
         (annotated(result("brush", {"format": "png", "rle": [1]})), "format is 'png', not rle"),
         (annotated(result("brush", {"format": "rle", "rle": [1, 2]})), "cut off"),
-        (annotated(result("brush", {"format": "rle", "rle": "x"})), "no list of bytes"),
+        (annotated(result("brush", {"format": "rle", "rle": "x"})), "are not a list of bytes"),
         (annotated(result("bitmask", {"imageDataURL": "data:x"})), "base64"),
         (annotated(result("rectangle", {**SMALL, "rotation": "x"})), "rotation is not a number"),
         (annotated(result("rectangle", rectangle(90, 1, 1, 1))), "outside of the image"),
@@ -307,7 +307,7 @@ def annotated(*results: Any) -> Json:
         (annotated({**result("rectangle", SMALL), "original_width": 80}), "80×30 pixels, and it is 40×30"),
     ],
 )
-def test_what_is_no_task_is_refused(
+def test_entries_that_are_not_tasks_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Json, said: str
 ) -> None:
     images = write_images(tmp_path / "images", "a.png")
@@ -319,7 +319,9 @@ def test_what_is_no_task_is_refused(
 
 
 @pytest.mark.parametrize("content", [3, [3], None, "x"])
-def test_what_is_no_export_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: Any) -> None:
+def test_files_that_are_not_exports_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: Any
+) -> None:
     images = write_images(tmp_path / "images", "a.png")
     path = write_json_file(tmp_path / "p.json", content)
     assert import_set("labelstudio", path, images)[0] == 2

@@ -124,10 +124,10 @@ def test_one_dataset_and_its_folder_of_annotations(tmp_path: Path) -> None:
     ("thing", "said"),
     [
         ({"geometryType": "rectangle", **outline([1, 2])}, "it needs two points"),
-        ({"geometryType": "polygon", "points": 3}, "its points are not as they must be"),
+        ({"geometryType": "polygon", "points": 3}, "its points are invalid"),
         ({"geometryType": "polygon", **outline([1, 2, 3], [3, 4, 5])}, "its points are not pairs of numbers"),
         ({"geometryType": "bitmap"}, "it has no picture"),
-        ({"geometryType": "bitmap", "bitmap": {"data": "~", "origin": [1, 2]}}, "no base64"),
+        ({"geometryType": "bitmap", "bitmap": {"data": "~", "origin": [1, 2]}}, "is not base64"),
         ({"geometryType": "bitmap", "bitmap": {"data": "AAAA", "origin": [1, 2]}}, "cannot be unpacked"),
         ({"geometryType": "bitmap", "bitmap": {"data": packed(BLOCK)[:-12], "origin": [1, 2]}}, "its picture"),
         ({"geometryType": "oriented_bbox", "points": [[1, 2]]}, "it needs two points"),
@@ -145,17 +145,17 @@ def test_a_shape_that_is_none_is_named(
     assert str(path) in error
 
 
-def test_what_is_no_project_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folders_that_are_not_projects_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = write_images(tmp_path / "images", "a.png")
     (tmp_path / "p.tar").touch()
     assert import_set("supervisely", tmp_path / "p.tar", images)[0] == 2
-    assert "is no folder. Unpack" in capsys.readouterr().err
+    assert "is not a folder. Unpack" in capsys.readouterr().err
     write_json_file(tmp_path / "p/meta.json", {})
     assert import_set("supervisely", tmp_path / "p", images)[0] == 2
     assert "holds no folder 'ann'" in capsys.readouterr().err
 
 
-def test_a_class_that_no_shape_is_of_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unused_class_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     project = tmp_path / "project"
     images = write_images(project, "ds/img/a.png")
     write_json_file(project / "meta.json", {"classes": [{"title": "crack"}, {"title": "hole", "shape": "polygon"}]})

@@ -1,4 +1,4 @@
-"""The token of the page: what a file must hold, who passes, and how often one may guess."""
+"""The token of the page: content of its file, accepted requests, and the limit of wrong tokens."""
 
 import os
 from collections.abc import Iterator
@@ -118,7 +118,7 @@ def test_the_addresses_that_are_counted_have_a_limit(
         ("", ""),
     ],
 )
-def test_what_wrong_tokens_are_counted_by(host: str, network: str) -> None:
+def test_wrong_tokens_are_counted_per_network(host: str, network: str) -> None:
     assert network_of(host) == network
 
 
@@ -141,7 +141,7 @@ def test_a_token_is_read_without_what_stands_around_it(tmp_path: Path, text: str
         (b"\xff" * FEWEST, "Save it as UTF-8"),
     ],
 )
-def test_a_file_that_holds_no_token_is_told(tmp_path: Path, content: bytes, message: str) -> None:
+def test_a_file_without_a_token_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "token"
     path.write_bytes(content)
     with pytest.raises(UserError, match=message) as told:
@@ -153,7 +153,7 @@ def test_a_file_that_holds_no_token_is_told(tmp_path: Path, content: bytes, mess
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes of files are POSIX's")
-def test_a_file_that_others_read_is_told(tmp_path: Path) -> None:
+def test_a_file_that_others_can_read_gives_a_warning(tmp_path: Path) -> None:
     path = tmp_path / "token"
     path.write_text(TOKEN)
     for mode, told in ((0o600, False), (0o400, False), (0o440, False), (0o644, True), (0o660, True), (0o602, True)):

@@ -1,4 +1,4 @@
-"""Thresholds: right on known distributions, honest about few images, kept with what they hold for."""
+"""Thresholds: correct on known distributions, with intervals for few images, stored with their conditions."""
 
 import json
 import math

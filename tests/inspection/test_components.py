@@ -1,4 +1,4 @@
-"""Connected components: those of OpenCV with scipy's maxima, on masks that are drawn, noisy, or made to be hard."""
+"""Connected components: equal to OpenCV's with scipy's maxima, on drawn, noisy and difficult masks."""
 
 import time
 
@@ -121,7 +121,7 @@ HARD_TO_JOIN = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", HARD_TO_JOIN)
 def test_time_grows_with_the_mask_and_not_with_its_square(name: str) -> None:
-    """16 times the pixels may take 100 times as long, for caches are small; the square would be 256 times."""
+    """16 times the pixels may take 100 times as long, because caches are small; quadratic time would be 256 times."""
     taken = []
     for side in (513, 2049):
         mask, anomaly_map = HARD_TO_JOIN[name](side), drawn(side, side, 1)

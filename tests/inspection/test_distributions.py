@@ -1,4 +1,4 @@
-"""Distributions of the runtime: the numbers of scipy, over the ranges that thresholds and drift tests use."""
+"""Distributions of the runtime: equal to scipy's numbers in the ranges that thresholds and drift tests use."""
 
 from fractions import Fraction
 from math import comb
@@ -38,7 +38,7 @@ def test_beta_binomial(n: int, normal: int) -> None:
 
 
 def test_beta_binomial_by_exact_fractions() -> None:
-    """Chances of 1e-30 keep their digits: the sum over orders of 60 scores is a whole number."""
+    """Probabilities of 1e-30 keep their digits: the sum over orders of 60 scores is a whole number."""
     n, a, b = 40, 3, 18
     exact = [Fraction(comb(k + a - 1, k) * comb(n - k + b - 1, n - k), comb(n + a + b - 1, n)) for k in range(n + 1)]
     assert sum(exact) == 1

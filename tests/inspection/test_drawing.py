@@ -1,4 +1,4 @@
-"""Overlays: the colours, blends and lines of OpenCV, to the bounds that are stated here."""
+"""Overlays: the colours, blends and lines of OpenCV, up to the bounds stated here."""
 
 import cv2
 import numpy as np

@@ -1,4 +1,4 @@
-"""Drift: false alarms keep to their promise, and changed streams are found within the images that the guide states."""
+"""Drift: the stated rate of false alarms holds, and changes are found within the documented number of images."""
 
 from importlib.resources import files
 
@@ -24,7 +24,7 @@ def whole_run(kept: NormalScores | None, scores: np.ndarray) -> Drift:
 
 
 def found_after(kept: NormalScores | None, scores: np.ndarray) -> int | None:
-    """Returns the number of the image at which a drift is found; `None` if it is not."""
+    """Returns the number of the image at which a drift is found; `None` without drift."""
     drift = Drift(kept)
     return next((drift.images for score in scores if drift.add(score)), None)
 
@@ -43,7 +43,7 @@ def test_false_alarms_of_whole_runs_keep_to_their_rate(good: int, stream: int, a
 @pytest.mark.slow
 @pytest.mark.parametrize("good", [20, 200])
 def test_ten_thousand_stable_images_raise_no_more_alarms_than_promised(good: int) -> None:
-    """Scores of no normal distribution, one image in twenty anomalous, in bursts of 20."""
+    """Scores without a normal distribution; one image in twenty is anomalous, in bursts of 20."""
     alarms = 0
     for seed in range(100):
         rng = np.random.default_rng([good, seed])
@@ -86,7 +86,7 @@ def test_a_shift_is_found_within_the_images_that_the_guide_states(good: int, shi
     assert found >= 15  # of 20 at 90 %: fewer have a chance of 1 %
 
 
-def test_bursts_and_missed_anomalies_are_no_drift() -> None:
+def test_bursts_and_missed_anomalies_are_not_a_drift() -> None:
     kept, rng = keep(drawn(200, 0)), np.random.default_rng(1)
     scores = rng.normal(size=2000)
     scores[500:540] += 100  # a broken tool: 40 anomalous images in a row
@@ -114,7 +114,7 @@ def test_a_drift_ends_when_images_look_normal_again() -> None:
 
 @pytest.mark.slow
 def test_photos_in_another_light_are_found() -> None:
-    """Bricks, a few pixels off each time, through the embedded CLIP; twice as bright they are another stream."""
+    """Bricks, shifted by a few pixels each time, through the embedded CLIP. Twice as bright, they differ."""
     pixels = np.asarray(Image.open(files("afclip_runtime.serving") / "web" / "sample.jpg").convert("L"), np.float64)
     rng = np.random.default_rng(0)
 
@@ -132,7 +132,7 @@ def test_photos_in_another_light_are_found() -> None:
 
 
 def test_a_stream_that_is_told_again_is_in_the_same_state() -> None:
-    """What a table keeps, 9 digits of a float32, tells all; scores of the normal images equal themselves."""
+    """The 9 digits of a float32 in a table are enough; scores of the normal images are recognised as equal."""
     normal, stream = drawn(100, 0).astype(np.float32), drawn(500, 1, 0.8).astype(np.float32)
     stream[::5] = normal
     kept = keep(normal)

@@ -1,4 +1,4 @@
-"""Exported graphs give the numbers of the Python model, or are refused with the reason."""
+"""Exported graphs give the numbers of the Python model, or the export fails with the reason."""
 
 import json
 import subprocess
@@ -24,19 +24,19 @@ pytestmark = pytest.mark.slow
 
 
 def pictures(count: int, seed: int = 5) -> list[np.ndarray]:
-    """Images that are no squares and not of the backbone's size."""
+    """Images that are not square and not of the backbone's size."""
     generator = np.random.default_rng(seed)
     return [generator.integers(0, 256, (40, 50, 3), dtype=np.uint8) for _ in range(count)]
 
 
 def as_input(images: list[np.ndarray]) -> np.ndarray:
-    """What the description asks of a user, in Pillow alone."""
+    """The preprocessing that the description asks of a user, with Pillow alone."""
     resized = [Image.fromarray(image).resize((SIZE, SIZE), Image.Resampling.BICUBIC) for image in images]
     return np.stack([np.asarray(image) for image in resized])
 
 
 def assert_equal(model: Predictor, outputs: tuple[np.ndarray, np.ndarray], count: int) -> None:
-    """Compares outputs for `pictures(count)` with what the model says."""
+    """Compares outputs for `pictures(count)` with those of the model."""
     scores, maps = outputs
     wanted = model.predict_many(list(as_input(pictures(count))))
     assert scores.dtype == maps.dtype == np.float32
@@ -130,14 +130,14 @@ def test_the_file_says_what_it_is(tmp_path: Path) -> None:
     ("name", "reason"),
     [("DualImageCLIP", "compares an image with others"), ("AnoVL", "trains on each image that it tests")],
 )
-def test_what_cannot_be_a_graph_is_refused(tmp_path: Path, name: str, reason: str) -> None:
+def test_methods_that_cannot_be_a_graph_are_refused(tmp_path: Path, name: str, reason: str) -> None:
     model = load(write_head(tmp_path, name), device="cpu")
     with pytest.raises(UserError, match=f"{name} cannot be exported: it {reason}"):
         graph.export(model, tmp_path / "model.pt2", "torch_export")
     assert not list(tmp_path.glob("*.pt2*"))
 
 
-def test_no_file_is_left_of_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_graph_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load(write_head(tmp_path, "CLIP"), device="cpu")
     path = tmp_path / "model.onnx"
     path.write_text("what was there before")

@@ -1,4 +1,4 @@
-"""Feedback: how far marks move a threshold, what is written down, and that all of it can be undone."""
+"""Feedback: how far marks move a threshold, what is recorded, and undoing."""
 
 import json
 from dataclasses import replace
@@ -140,7 +140,7 @@ def test_feedback_holds_for_its_calibration_only(tmp_path: Path) -> None:
     assert len(Feedback(calibrated(seed=1), path).entries) == 2
 
 
-def test_thresholds_that_feedback_cannot_move_are_told() -> None:
+def test_thresholds_that_feedback_cannot_move_are_reported() -> None:
     made = calibrated()
     by_hand = replace(made, image=fixed(1.0, np.zeros(3)))
     old = replace(made, good=NormalScores(200, (), 0.0, 0.8))
@@ -151,7 +151,7 @@ def test_thresholds_that_feedback_cannot_move_are_told() -> None:
         assert feedback.calibration is calibration
 
 
-def test_a_damaged_audit_file_is_told(tmp_path: Path) -> None:
+def test_a_damaged_audit_file_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "head.feedback.jsonl"
     path.write_text('{"number": 1}\n')
     with pytest.raises(UserError, match=r"head\.feedback\.jsonl, line 1"):

@@ -1,4 +1,4 @@
-"""Thresholds from few normal images: what they let through, what they promise, which images are unlike the rest."""
+"""Thresholds from few normal images: their false-positive rate, the stated guarantee, unusual images."""
 
 import numpy as np
 import pytest
@@ -36,12 +36,12 @@ def test_one_image_is_too_few() -> None:
 
 
 def test_the_promise_counts_images() -> None:
-    assert "no less than 20.0%" in promise(4, 0.01)
-    assert "99 images can promise it" in promise(4, 0.01)
-    assert promise(99, 0.01).startswith("99 normal images can promise a false-positive rate of 1.0% or more")
+    assert "cannot guarantee a false-positive rate below 20.0%" in promise(4, 0.01)
+    assert "99 images can guarantee this rate" in promise(4, 0.01)
+    assert promise(99, 0.01).startswith("99 normal images can guarantee a false-positive rate of 1.0% or more")
 
 
-def test_what_scores_far_above_the_others_is_named() -> None:
+def test_images_that_score_far_above_the_others_are_named() -> None:
     assert unlike_the_rest(np.array([1.0, 1.1, 0.9, 5.0, 1.0, 9.0])) == [5, 3]
     assert unlike_the_rest(np.array([1.0, 1.0, 1.0, 1.01])) == []
     assert unlike_the_rest(np.array([1.0, 9.0])) == []

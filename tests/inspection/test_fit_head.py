@@ -1,4 +1,4 @@
-"""A head trained further on what is drawn onto normal images: what is drawn, what it learns, what has no part in it."""
+"""A head trained further on anomalies drawn onto normal images: the drawings, the effect, the excluded images."""
 
 import copy
 from pathlib import Path

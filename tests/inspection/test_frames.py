@@ -1,4 +1,4 @@
-"""A backbone whose frame is no square, from training to the graph: maps come back at each image's own size."""
+"""A backbone with a non-square frame, from training to the graph: maps have the size of each image."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ def spot(height: int, width: int, x: float, y: float) -> np.ndarray:
 
 
 def brightness(features: ClipFeatures, batch: Batch) -> AnomalyPrediction:
-    """Says that a patch is as anomalous as it is bright."""
+    """Scores a patch by its brightness."""
     maps = upsample(F.avg_pool2d(batch.image.mean(1), 7), FRAME)
     return AnomalyPrediction(maps.amax((1, 2)), maps)
 

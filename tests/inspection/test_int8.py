@@ -1,4 +1,4 @@
-"""INT8: which layers, which images, what is measured, and what is refused."""
+"""INT8: its layers, its images, the measured changes, and errors."""
 
 import copy
 import json
@@ -82,7 +82,7 @@ def test_of_few_images_all_do_both_and_it_is_said(tmp_path: Path) -> None:
     write_images(tmp_path / "few", 7)
     with pytest.raises(UserError, match="few has 7 images, and INT8 needs at least 8"):
         read_images(tmp_path / "few")
-    with pytest.raises(UserError, match=r"absent, the folder of --calibration_images, is not there"):
+    with pytest.raises(UserError, match=r"absent, the folder of --calibration_images, does not exist"):
         read_images(tmp_path / "absent")
 
 
@@ -90,7 +90,7 @@ def test_of_few_images_all_do_both_and_it_is_said(tmp_path: Path) -> None:
 
 
 class Bright:
-    """An engine whose score and map are the mean of the image, and a step more above a level."""
+    """An engine whose score and map are the mean of the image, plus a step above a level."""
 
     name, method, backbone, settings, frame = "fake", "Bright", "none", {}, Frame(6)
 
@@ -144,7 +144,7 @@ def test_auroc_where_labels_are_known_and_verdicts_only_with_a_threshold(tmp_pat
     assert "No pixel AUROC: there are no masks" in change.table()
     assert change.thresholds is None
     assert set(change.shares) == {"scores", "maps"}
-    assert "not compared, for want of a threshold" in change.table()
+    assert "not compared: there is no threshold" in change.table()
 
 
 class Spots(Bright):
@@ -156,7 +156,7 @@ class Spots(Bright):
 
 
 def test_only_the_region_of_interest_is_compared(tmp_path: Path) -> None:
-    """An anomaly outside of it is dark in the map: it would count as missed if it counted."""
+    """An anomaly outside the region is dark in the map: if it counted, it would be missed."""
     product = tmp_path / "nuts"
     write_images(product / "train" / "good", 8)
     write_images(product / "test" / "good", 8)
@@ -174,7 +174,7 @@ def test_only_the_region_of_interest_is_compared(tmp_path: Path) -> None:
     assert change.metrics == dict.fromkeys(("image_auroc", "pixel_auroc", "pixel_ap"), (1.0, 1.0))
 
 
-def test_what_is_no_number_is_beyond_any_tolerance(tmp_path: Path) -> None:
+def test_nan_is_beyond_any_tolerance(tmp_path: Path) -> None:
     write_images(tmp_path / "good", 16)
     change = change_of(tmp_path, Bright(), threshold=None)
     assert change.beyond(0.0) == []
@@ -326,7 +326,7 @@ def test_a_bundle_in_int8(tmp_path: Path, tiny: Predictor, product: Path) -> Non
 
 
 @pytest.mark.slow
-def test_no_file_is_left_of_what_changes_too_much(tmp_path: Path, tiny: Predictor, product: Path) -> None:
+def test_a_model_that_changes_too_much_leaves_no_file(tmp_path: Path, tiny: Predictor, product: Path) -> None:
     path = tmp_path / "tiny.onnx"
     path.write_text("what was there before")
     said = r"(?s)was not written: INT8 changes scores and maps by a share above --tolerance 0.*AUROC"

@@ -1,4 +1,4 @@
-"""What reaches the page over a real connection: forms, cut-off uploads, silence, slow bodies, and many of them."""
+"""Requests over a real connection: forms, truncated uploads, silence, slow bodies, and many connections."""
 
 import asyncio
 import socket
@@ -27,7 +27,7 @@ BODY = encoded(picture())
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
-    """A server in this process, with a short silence and few connections."""
+    """A server in this process, with a short limit of silence and few connections."""
     patch = pytest.MonkeyPatch()
     patch.setattr(connections, "SILENCE", 1.0)
     patch.setattr(connections, "MOST", 20)
@@ -57,7 +57,7 @@ def head(length: int) -> bytes:
 
 
 def closed(connection: socket.socket) -> bool:
-    """Returns whether the other side closes a connection within some seconds."""
+    """Returns whether the server closes a connection within some seconds."""
     connection.settimeout(8)
     try:
         return connection.recv(1) == b""
@@ -87,7 +87,7 @@ def test_forms_are_taken(address: tuple[str, int]) -> None:
 @pytest.mark.parametrize(
     "body", [b"", b"no form", b"--x\r\n", b"--x\r\nContent-Disposition: form-data; filename=a\r\n\r\nabc"]
 )
-def test_what_is_no_form_is_told(body: bytes, boundary: bytes) -> None:
+def test_invalid_forms_are_reported(body: bytes, boundary: bytes) -> None:
     with pytest.raises(HTTPException) as refused:
         file_of_form(body, boundary, 100)
     assert refused.value.status_code == 422
@@ -177,7 +177,7 @@ def test_half_read_bodies_are_bounded(address: tuple[str, int], monkeypatch: pyt
 
 
 @pytest.mark.slow
-def test_damaged_images_are_no_fault_of_the_server(address: tuple[str, int]) -> None:
+def test_damaged_images_are_not_a_fault_of_the_server(address: tuple[str, int]) -> None:
     url = f"http://127.0.0.1:{address[1]}/api/inspect"
     rng = np.random.default_rng(0)
     bodies = [encoded(picture(), kind) for kind in ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP")]

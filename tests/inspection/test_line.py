@@ -1,4 +1,4 @@
-"""Watching a folder from end to end: each image is judged once, told at least once and moved once, whatever happens."""
+"""Watching a folder, end to end: in any case, each image is inspected once, reported at least once and moved once."""
 
 import csv
 import errno
@@ -51,7 +51,7 @@ def receiver() -> Iterator[Receiver]:
 
 
 def put(number: int, folder: str = "in") -> None:
-    """Writes an image as a careful camera does: under another name, then renamed."""
+    """Writes an image like a careful camera: under another name, then renamed."""
     name = Path(folder, f"{number:05d}.png")
     name.parent.mkdir(parents=True, exist_ok=True)
     save_image(name.with_name(f".{name.name}.tmp"), number)
@@ -59,7 +59,7 @@ def put(number: int, folder: str = "in") -> None:
 
 
 def rows() -> list[dict[str, Any]]:
-    """Returns the rows of the JSON lines, after a look at whether the CSV says the same."""
+    """Returns the rows of the JSON lines, after checking that the CSV has the same."""
     found = [json.loads(line) for line in Path("out/inspections.jsonl").read_text().splitlines()]
     with Path("out/inspections.csv").open(newline="") as file:
         assert [row["path"] for row in csv.DictReader(file)] == [row["path"] for row in found]
@@ -79,7 +79,7 @@ def written() -> int:
 
 
 def check_all_moved(count: int) -> None:
-    """Each image has one row, and lies once, whole, in the folder of its verdict, where the row says."""
+    """Each image has one row, and is once and completely in the folder of its verdict, as the row states."""
     found = rows()
     assert sorted(row["path"] for row in found) == [f"in/{number:05d}.png" for number in range(count)]
     assert not [path for path in Path("in").rglob("*") if path.is_file()]
@@ -92,13 +92,15 @@ def check_all_moved(count: int) -> None:
 
 
 def check_all_told(receiver: Receiver, count: int) -> None:
-    """Each image came at least once, and what came twice has one id."""
+    """Each image arrived at least once, and repeated messages have the same id."""
     said = {(request.headers["webhook-id"], json.loads(request.body)["data"]["path"]) for request in receiver.requests}
     assert {path for _, path in said} == {f"in/{number:05d}.png" for number in range(count)}
     assert len({id for id, _ in said}) == len(said) == count
 
 
-def test_files_are_judged_told_and_moved(folder: Path, receiver: Receiver, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_are_inspected_reported_and_moved(
+    folder: Path, receiver: Receiver, capsys: pytest.CaptureFixture[str]
+) -> None:
     for number in range(5):
         put(number)
     (folder / "in" / "notes.txt").write_text("no image")
@@ -171,7 +173,7 @@ def test_a_file_that_cannot_be_read_costs_a_line_and_stays(folder: Path) -> None
     assert [(row["path"], row["moved_to"]) for row in rows()] == [("in/00001.png", "good/00001.png")]
 
 
-def test_a_third_folder_takes_what_cannot_be_read(folder: Path) -> None:
+def test_a_third_folder_receives_unreadable_files(folder: Path) -> None:
     Path("in/sub").mkdir()
     Path("in/sub/cut.png").write_bytes(b"\x89PNG")
     args = [*ONCE, "--move_to", "in/good,in/bad,in/unread"]
@@ -203,7 +205,7 @@ def test_options_that_do_not_go_together_are_refused(
 
 
 class Stage:
-    """A line in this process, on a clock that passes while it sleeps."""
+    """A line in this process, with a clock that advances while it sleeps."""
 
     def __init__(
         self, idle: float | None = 0.0, moves: bool = False, webhook: Webhook | None = None, drift: bool = False
@@ -296,8 +298,8 @@ def test_a_disk_that_is_full_for_a_while_is_waited_for(
 
 
 @pytest.mark.parametrize("moves", [False, True])
-def test_a_drift_is_told_once_and_lasts_across_a_restart(folder: Path, moves: bool) -> None:
-    """Normal images score 0 here, and scored 0.1 to 0.4 when they were calibrated on."""
+def test_a_drift_is_reported_once_and_lasts_across_a_restart(folder: Path, moves: bool) -> None:
+    """Normal images score 0 here; in the calibration they scored 0.1 to 0.4."""
     Path("out").mkdir()
     for number in range(90):
         put(number)
@@ -442,7 +444,7 @@ def test_a_burst_of_ten_thousand_files_neither_loses_nor_doubles_one(folder: Pat
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_kills_at_random_moments_neither_lose_nor_double_an_image(folder: Path, receiver: Receiver, seed: int) -> None:
-    """While images come, the watcher is killed ten times; the receiver answers some messages with an error."""
+    """While images arrive, the watcher is killed ten times; the receiver answers some messages with an error."""
     count, draw = 3000, random.Random(seed)
     args = (*QUICK, *MOVES, "--webhook", receiver.url)
     finished = threading.Event()
@@ -481,7 +483,7 @@ def is_done(finished: threading.Event) -> bool:
 
 
 def start_again_until_told(folder: Path, args: tuple[str, ...], receiver: Receiver, count: int) -> bool:
-    """Returns whether all messages have come; if not, another run sends what waits."""
+    """Returns whether all messages have arrived; if not, another run sends the waiting ones."""
     if len(set(receiver.ids)) < count:
         start(folder, *args, "--watch_idle", "0").communicate(timeout=60)
     return len(set(receiver.ids)) >= count
@@ -490,7 +492,7 @@ def start_again_until_told(folder: Path, args: tuple[str, ...], receiver: Receiv
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of a running process are of Linux")
 def test_a_disk_that_fills_under_a_running_watcher_loses_nothing(folder: Path, receiver: Receiver) -> None:
-    """No file may grow beyond a limit for a while, which the system enforces in the middle of a row."""
+    """For a while, no file may grow beyond a limit; the system enforces it in the middle of a row."""
     process = start(folder, *QUICK, *MOVES, "--webhook", receiver.url)
     for number in range(20):
         put(number)

@@ -1,4 +1,4 @@
-"""Moving judged files: nothing is overwritten, nothing is lost, and a crash is repaired."""
+"""Moving inspected files: nothing is overwritten or lost, and interrupted moves are completed."""
 
 import errno
 import os
@@ -25,7 +25,7 @@ def files(folder: Path) -> dict[str, str]:
 
 @pytest.fixture
 def other_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The folder `good` lies on another file system."""
+    """The folder `good` is on another file system."""
     replace = os.replace
 
     def across(source: Any, target: Any) -> None:
@@ -100,7 +100,7 @@ def test_a_file_that_is_replaced_during_the_move_comes_back(tmp_path: Path, monk
 
 
 @pytest.mark.usefixtures("disks")
-def test_a_link_is_moved_as_what_it_leads_to(tmp_path: Path) -> None:
+def test_a_link_is_moved_as_its_target(tmp_path: Path) -> None:
     state = write(tmp_path / "store" / "a.png", "a")
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.png").symlink_to("../store/a.png")
@@ -126,7 +126,7 @@ def test_a_full_disk_leaves_the_file_where_it_is(tmp_path: Path, monkeypatch: py
 
 
 class Kill(BaseException):
-    """What a kill is here: nothing after it runs that the file system would see."""
+    """Simulates a kill: nothing after it reaches the file system."""
 
 
 @pytest.mark.usefixtures("disks")
@@ -134,7 +134,7 @@ class Kill(BaseException):
 def test_a_move_that_was_killed_at_any_step_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    """Each call that changes the disk is the last one once."""
+    """Each call that changes the disk is once the last one before a kill."""
     state = write(tmp_path / "in" / "a.png", "content")
     (tmp_path / "good").mkdir()
     calls = iter(range(100))

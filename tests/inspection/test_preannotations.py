@@ -1,4 +1,4 @@
-"""What a model marks goes to annotation tools and comes back as a set: the same pixels."""
+"""The regions that a model marks return from annotation tools as a set with the same pixels."""
 
 import json
 import re
@@ -83,7 +83,7 @@ def run(folder: Path, *args: str) -> int:
 
 
 @pytest.mark.parametrize("tool", ["coco", "labelstudio"])
-def test_what_is_marked_comes_back(output: Path, tmp_path: Path, tool: str) -> None:
+def test_marked_regions_come_back(output: Path, tmp_path: Path, tool: str) -> None:
     assert run(output) == 0
     options = ["--predictions"] if tool == "labelstudio" else []
     export = [str(output / "out" / f"{tool}.json"), "--from", tool, "--images", str(output / "in")]

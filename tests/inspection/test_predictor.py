@@ -1,4 +1,4 @@
-"""Models for one's own images: the numbers of the test loop, in the image's own frame, whatever the batch."""
+"""Models for your own images: the numbers of the test loop, at the size of the image, with any batch size."""
 
 import subprocess
 import sys
@@ -96,7 +96,7 @@ def test_paths_pillow_and_arrays_are_one(head: Path, tmp_path: Path) -> None:
         model.predict(Image.open(path))
 
 
-def test_lists_and_other_things_are_told(head: Path) -> None:
+def test_lists_and_other_inputs_are_refused(head: Path) -> None:
     model, image = model_of(head), picture(30, 40)
     for several in ([image, image], (image,), np.stack([image, image])):
         with pytest.raises(TypeError, match="predict_many"):
@@ -109,7 +109,7 @@ def test_lists_and_other_things_are_told(head: Path) -> None:
     assert len(model.predict_many(np.stack([image, image]))) == 2  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="pixel_threshold must be finite, got nan"):
         model_of(head, pixel_threshold=float("nan"))
-    with pytest.raises(UserError, match="device 'meta' is not there"):
+    with pytest.raises(UserError, match="device 'meta' is not available"):
         model_of(head, device="meta")
 
 
@@ -197,7 +197,7 @@ def test_references_take_the_place_of_pairs() -> None:
     assert other.score > 0.1
 
 
-def test_what_has_no_memory_says_so(head: Path) -> None:
+def test_methods_without_memory_refuse_few_shot_images(head: Path) -> None:
     with pytest.raises(UserError, match="CLIP takes no few-shot images"):
         model_of("CLIP").fit_few_shot([picture(60, 80)])
     with pytest.raises(UserError, match="MuSc scores an image in relation to all test images"):
@@ -206,7 +206,7 @@ def test_what_has_no_memory_says_so(head: Path) -> None:
         load("AFCLIP", arguments={**ARGUMENTS, "layers": [2, 4, 6, 8]}, backbones=BACKBONES)
     with pytest.raises(UserError, match="there is no file, ready model or method called Foo"):
         load("Foo")
-    with pytest.raises(UserError, match="device 'cuda:77' is not there"):
+    with pytest.raises(UserError, match="device 'cuda:77' is not available"):
         model_of(head, device="cuda:77")
     with pytest.raises(CheckpointError, match="does not exist"):
         load("none.ckpt")
@@ -276,7 +276,7 @@ def test_regions_and_mask() -> None:
     assert found.at(None, 2.0).regions == ()
 
 
-def test_overlays_leave_what_is_cold() -> None:
+def test_overlays_leave_cold_parts_unchanged() -> None:
     image = picture(40, 50)
     anomaly_map = np.zeros((40, 50), np.float32)
     anomaly_map[10:20, 10:20] = 1

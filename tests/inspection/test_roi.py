@@ -1,4 +1,4 @@
-"""The region of interest: its files, the pixels that it means, and that nothing outside changes what a model says."""
+"""The region of interest: its files, its pixels, and no effect of pixels outside on results."""
 
 import json
 from pathlib import Path
@@ -78,12 +78,15 @@ def test_images_of_the_same_shape_are_scaled_and_others_refused() -> None:
         ({"include": (((50.0, 50.0), (60.0, 50.0), (60.0, 60.0)),)}, "leaves no pixel"),
         ({"ignore": (((-1.0, -1.0), (41.0, -1.0), (41.0, 41.0), (-1.0, 41.0)),)}, "leaves no pixel"),
         ({"runs": (1600,)}, "leaves no pixel"),
-        ({"runs": (5, 6)}, "the runs are 11 pixels, and the size is 40×40"),
-        ({"runs": (0, 1600), "include": (SQUARE,)}, "only one of them"),
+        ({"runs": (5, 6)}, "the runs cover 11 pixels, but the size is 40×40"),
+        (
+            {"runs": (0, 1600), "include": (SQUARE,)},
+            "both outlines and runs of a picture are given; only one is allowed",
+        ),
         ({"include": (((1.0, 1.0), (5.0, 5.0)),)}, "fewer than 3 points"),
     ],
 )
-def test_what_is_no_region_is_refused(arguments: dict[str, Any], said: str) -> None:
+def test_invalid_regions_are_refused(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Roi((40, 40), **arguments)
 
@@ -117,7 +120,7 @@ def test_files_of_all_forms_mean_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ({"size": [40, 40]}, "there is no outline"),
+        ({"size": [40, 40]}, "it has no outline"),
         ({"include": [SQUARE]}, "there is no size"),
         ({"size": [40, 0], "include": [SQUARE]}, "size"),
         ({"size": [40, 40], "includes": [SQUARE]}, "unknown field includes"),
@@ -127,7 +130,7 @@ def test_files_of_all_forms_mean_the_same(tmp_path: Path) -> None:
         ({"size": [40, 40], "include": [[[50, 50], [60, 50], [60, 60]]]}, "leaves no pixel"),
         ({"size": [40, 40], "include": [[[1e12, 0], [0, 1e12], [0, 0]]]}, "billion pixels away"),
         ({"size": [10**9, 10**9], "include": [SQUARE]}, "size: has more than"),
-        ({"shapes": [], "imageHeight": 4, "imageWidth": 4}, "there is no outline"),
+        ({"shapes": [], "imageHeight": 4, "imageWidth": 4}, "it has no outline"),
         (
             {"shapes": [{"label": "a", "points": [[1, 1], [2, 2]], "shape_type": "circle"}], "imageHeight": 4}
             | {"imageWidth": 4},
@@ -143,7 +146,7 @@ def test_a_file_that_is_none_is_named(tmp_path: Path, content: Any, said: str) -
     assert '"include": [[[x, y], …]]' in str(caught.value)  # what it should look like
 
 
-def test_pictures_that_are_no_masks_are_refused(tmp_path: Path) -> None:
+def test_pictures_that_are_not_masks_are_refused(tmp_path: Path) -> None:
     Image.fromarray(picture(40, 40)).save(tmp_path / "photo.png")
     with pytest.raises(DatasetError, match=r"photo.png: \d+% of its pixels are neither black nor white"):
         read_roi(tmp_path / "photo.png")
@@ -157,7 +160,7 @@ def test_pictures_that_are_no_masks_are_refused(tmp_path: Path) -> None:
         read_roi(tmp_path / "none.json")
     noise = np.random.default_rng(0).integers(0, 2, (1600, 1600), np.uint8) * 255
     Image.fromarray(noise).save(tmp_path / "noise.png")
-    with pytest.raises(DatasetError, match="no mask but speckle"):
+    with pytest.raises(DatasetError, match="it is noise, not a mask"):
         read_roi(tmp_path / "noise.png")
 
 

@@ -1,4 +1,4 @@
-"""Saved maps against a folder of masks per image: sPRO of any method's maps; what is said of masks that are wrong."""
+"""Saved maps against a folder of masks per image: sPRO of any method's maps; errors for wrong masks."""
 
 import csv
 import json
@@ -17,7 +17,7 @@ from tests.support.layouts.loco import KINDS, write_defect, write_loco
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Maps of two categories as MVTec's own evaluation takes them, beside the set."""
+    """Maps of two categories in the layout of MVTec's own evaluation, beside the dataset."""
     rng = np.random.default_rng(1)
     data = write_loco(tmp_path / "data", ["box", "bag"])
     for image in sorted(data.glob("*/test/*/*.png")):
@@ -79,7 +79,7 @@ def test_intervals_of_saved_maps(root: Path) -> None:
     assert all(float(line["pixel_spro_low"]) <= float(line["pixel_spro_high"]) for line in lines)
 
 
-def test_what_is_wrong_with_the_masks(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_faults_of_masks(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = root / f"data/box/ground_truth/{KINDS[0]}"
     write_defect(folder / "000/002.png", 9, (0, 0, 1, 1))
     assert run(root) == 2

@@ -1,4 +1,4 @@
-"""The page and its requests: answers, limits, what is refused, and a real browser."""
+"""The page and its requests: answers, limits, errors, and a real browser."""
 
 import base64
 import http.client
@@ -49,7 +49,7 @@ BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A head with a calibration, under which about half of all noise is anomalous."""
+    """A head with a calibration that calls about half of all noise images anomalous."""
     path = write_head(tmp_path_factory.mktemp("serve"), "AFCLIP")
     model = load(path, device="cpu")
     found = model.predict_many([picture(seed) for seed in range(5)])
@@ -106,14 +106,14 @@ def test_kinds_of_files(client: TestClient, kind: str) -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"", "no image of a kind that is read here"),
-        (b"<svg onload=alert(1)>", "no image of a kind that is read here"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no image of a kind that is read here"),
+        (b"", "not an image of a kind that is read here"),
+        (b"<svg onload=alert(1)>", "not an image of a kind that is read here"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image of a kind that is read here"),
         (encoded(picture())[:-60], "cannot be"),
         (encoded(np.zeros((1000, 1001, 3), np.uint8)), "1001 × 1000 pixels; the limit is 1 million"),
     ],
 )
-def test_what_is_no_image_is_said(model: Predictor, body: bytes, message: str) -> None:
+def test_files_that_are_not_images_are_reported(model: Predictor, body: bytes, message: str) -> None:
     with client_of(model, Limits(pixels=10**6)) as client:
         answer = client.post("/api/inspect", content=body)
         assert answer.status_code == 422
@@ -173,7 +173,7 @@ def test_few_shot_images_have_a_limit_and_are_not_for_all_methods(model: Predict
             assert client.post("/api/inspect", content=encoded(picture())).json()["anomalous"] is None
 
 
-def test_twenty_at_once_lose_nothing_and_more_than_the_queue_are_told(
+def test_twenty_requests_at_once_lose_nothing_and_more_than_the_queue_are_refused(
     model: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = [encoded(picture(seed)) for seed in range(20)]
@@ -232,7 +232,7 @@ def test_normal_images_make_a_calibration(head: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_stream_that_is_another_one_is_told(head: Path) -> None:
+def test_another_stream_is_reported(head: Path) -> None:
     model = load(head, device="cpu", calibration=None)
     bodies = [encoded(picture(seed)) for seed in range(42)]
     scores = [one.score for one in model.predict_many([picture(seed) for seed in range(42)])]
@@ -297,7 +297,7 @@ def test_a_wrong_verdict_moves_the_threshold_and_can_be_undone(head: Path, tmp_p
         assert client.post("/api/feedback", params={"image": "../head", "mark": "normal"}).status_code == 422
 
 
-def test_a_model_that_gives_nan_is_told(head: Path) -> None:
+def test_a_model_that_gives_nan_is_reported(head: Path) -> None:
     model = load(head, device="cpu")
     with torch.no_grad():
         next(model.method.parameters()).fill_(float("nan"))
@@ -381,7 +381,7 @@ def test_mistakes_of_the_command(head: Path, capsys: pytest.CaptureFixture[str])
         assert re.search(f"127.0.0.1, port {port}: .*Choose another", capsys.readouterr().err)
 
 
-def test_what_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unprotected_servers_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     token = tmp_path / "token"
     token.write_text(TOKEN)
     token.chmod(0o600)
@@ -454,7 +454,7 @@ def test_no_file_of_the_machine_can_be_read(server: tuple[str, subprocess.Popen[
 
 @pytest.fixture(scope="module")
 def closed_server(head: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server that wants a token, and whose proxy is this machine."""
+    """A server that requires a token, and whose proxy is this machine."""
     file = tmp_path_factory.mktemp("token") / "token"
     file.write_text(TOKEN + "\n")
     with running(head, "--token_file", str(file), "--proxy", "127.0.0.1") as (address, _):
@@ -550,7 +550,7 @@ def test_in_a_browser(server: tuple[str, subprocess.Popen[str]], page: "Page", t
 
     page.set_input_files("#file", tmp_path / "bad.png")
     page.wait_for_selector("#message:not([hidden])")
-    assert "no image of a kind" in page.inner_text("#message")
+    assert "not an image of a kind" in page.inner_text("#message")
     assert page.inner_text("#message").startswith("bad.png: cannot be read")
     assert "The picture and the verdict are still those of 0.png" in page.inner_text("#message")
 

@@ -1,4 +1,4 @@
-"""Submissions to MVTec AD 2's server: float16 that loses nothing, and a check that finds what would be refused."""
+"""Submissions to MVTec AD 2's server: float16 without loss, and a check that finds what the server would refuse."""
 
 import io
 import tarfile
@@ -82,7 +82,7 @@ def items(tmp_path: Path) -> list[Item]:
 
 @pytest.fixture
 def folder(items: list[Item], tmp_path: Path) -> Path:
-    """A submission that is as it must be, of another program: compressed maps, some of them small."""
+    """A valid submission of another program: compressed maps, some of them small."""
     out = tmp_path / "out"
     for number, item in enumerate(items):
         for name in (item.map_name, item.mask_name):
@@ -130,8 +130,8 @@ FAULTS: dict[str, tuple[str, bytes, str]] = {
     "mask of another size": (MASK, image(np.zeros((5, 6), np.uint8)), "masks of another size than their image"),
     "mask cut off": (MASK, image(NOISE)[:90], "masks that cannot be read"),
     "unknown": (MAP.replace("001", "007"), tiff(RAMP), "files of images that do not exist"),
-    "suffix": (MAP.replace("tiff", "tif"), tiff(RAMP), "files that are no <category>/<part>/<name>.tiff"),
-    "category": (MAP.replace("rice", "bottle"), tiff(RAMP), "files that are no <category>/<part>/<name>.tiff"),
+    "suffix": (MAP.replace("tiff", "tif"), tiff(RAMP), "files that are not <category>/<part>/<name>.tiff"),
+    "category": (MAP.replace("rice", "bottle"), tiff(RAMP), "files that are not <category>/<part>/<name>.tiff"),
 }
 
 
@@ -184,7 +184,7 @@ def test_many_files_of_one_fault_are_one_line(folder: Path, items: list[Item]) -
     assert line.startswith("constant maps, which say nothing: 24, the first is anomaly_images/can/")
 
 
-def test_what_is_no_submission(folder: Path, items: list[Item], tmp_path: Path) -> None:
+def test_folders_that_are_not_submissions(folder: Path, items: list[Item], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no folder anomaly_images.*It seems to be .*out"):
         check(tmp_path, items)
     with pytest.raises(UserError, match="does not exist"):

@@ -1,4 +1,4 @@
-"""The tables of `inspect`: a row is written whole or not at all, and moved files keep theirs."""
+"""The tables of `inspect`: a row is written completely or not at all, and moved files keep their rows."""
 
 import errno
 import os
@@ -29,7 +29,7 @@ def lines(folder: Path) -> list[int]:
 def test_a_full_disk_leaves_no_part_of_a_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, parts: int
 ) -> None:
-    """The disk takes ten bytes at a time, and is full once it has taken some such parts of a file."""
+    """The disk accepts ten bytes at a time, and is full after a number of such parts of a file."""
     write = os.write
     before_it = 0 if file == "inspections.jsonl" else -(-len(json_line(record("b"))) // 10)
     with Table(tmp_path, several=False) as table:

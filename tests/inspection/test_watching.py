@@ -1,4 +1,4 @@
-"""Watching a folder: which files are complete, and that each is handed on once."""
+"""Watching a folder: each file is reported once, when it is complete."""
 
 import os
 import shutil
@@ -26,7 +26,7 @@ class Clock:
 
 
 class Watch:
-    """A watched folder, with its clock and what it said."""
+    """A watched folder, with its clock and its messages."""
 
     def __init__(self, folder: Path, quiet: float = QUIET, leave_out: tuple[Path, ...] = ()) -> None:
         self.said: list[str] = []
@@ -34,12 +34,12 @@ class Watch:
         self.watched = WatchedFolder(folder, leave_out, quiet, self.said.append, clock=self.clock)
 
     def after(self, seconds: float) -> list[str]:
-        """Returns what a look after so many seconds hands on, below the folder."""
+        """Returns the files that a scan after a number of seconds reports, relative to the folder."""
         self.clock.now += seconds
         return [path.relative_to(self.watched.folder).as_posix() for path in self.watched.look()]
 
     def settled(self) -> list[str]:
-        """Returns what is handed on once all has been quiet."""
+        """Returns the files that are reported when nothing changes any more."""
         return self.after(0) + self.after(QUIET)
 
 
@@ -76,7 +76,7 @@ def test_a_growing_file_waits(folder: Path) -> None:
 
 
 def test_a_file_that_changes_without_growing_waits(folder: Path) -> None:
-    """As one whose space was reserved before it is written."""
+    """Like a file whose space is reserved before it is written."""
     watch = Watch(folder)
     for time in range(5):
         write(folder / "a.png", "same", mtime=time)
@@ -100,7 +100,7 @@ def test_a_file_that_someone_has_open_for_writing_waits_however_long(folder: Pat
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who writes")
 def test_opening_a_file_for_writing_while_it_is_asked_about_ends_no_process(folder: Path) -> None:
-    """A lease that is broken sends a signal, by default one that ends the process."""
+    """A broken lease sends a signal, which by default ends the process."""
     write(folder / "a.png")
     code = """
 import fcntl, os, sys, threading
@@ -184,7 +184,7 @@ def test_a_folder_that_goes_and_comes_back_is_waited_for(folder: Path) -> None:
 
 
 def test_a_share_that_is_unmounted_hands_its_files_on_again_when_it_is_back(folder: Path) -> None:
-    """Its folder is empty for a while; that the files are the same, the table knows."""
+    """Its folder is empty for a while; by the table, the files are the same."""
     write(folder / "a.png", mtime=1)
     watch = Watch(folder)
     assert watch.settled() == ["a.png"]
@@ -194,7 +194,7 @@ def test_a_share_that_is_unmounted_hands_its_files_on_again_when_it_is_back(fold
     assert watch.settled() == ["a.png"]
 
 
-def test_a_folder_below_that_is_closed_is_said_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_subfolder_without_permission_is_reported_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(folder / "open" / "a.png")
     write(folder / "closed" / "b.png")
     scan = os.scandir

@@ -1,4 +1,4 @@
-"""Messages of a webhook: signed, kept on disk until they are delivered, and sent without holding anyone up."""
+"""Messages of a webhook: signed, kept on disk until delivery, and sent without delaying the inspection."""
 
 import base64
 import json
@@ -36,7 +36,7 @@ def outbox(tmp_path: Path) -> Iterator[Outbox]:
 
 
 class Hook:
-    """A webhook whose pauses pass at once on a clock of its own."""
+    """A webhook with its own clock, on which pauses pass at once."""
 
     def __init__(self, url: str, outbox: Outbox, secret: bytes | None = None, until: float = 1e9) -> None:
         self.now, self.until = 0.0, until
@@ -53,7 +53,7 @@ class Hook:
         return False
 
     def run(self) -> int:
-        """Sends until nothing waits, and returns how many messages wait."""
+        """Sends until no message waits, and returns the number of waiting messages."""
         self.webhook.start()
         return self.webhook.close(grace=20)
 
@@ -141,7 +141,7 @@ def test_an_end_that_comes_between_two_looks_is_not_missed(outbox: Outbox) -> No
     webhook = Webhook("http://127.0.0.1:9/hook", outbox, None, print)
 
     class Late(threading.Event):
-        """Told to end right before it is cleared."""
+        """Asked to end right before the event is cleared."""
 
         def clear(self) -> None:
             webhook._ended.set()
@@ -221,13 +221,13 @@ def test_two_processes_cannot_share_an_outbox(tmp_path: Path, outbox: Outbox) ->
         Outbox(outbox.path)
 
 
-def test_a_file_that_is_no_outbox_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_outbox_is_refused(tmp_path: Path) -> None:
     (tmp_path / "webhook.sqlite").write_bytes(b"no database" * 100)
     with pytest.raises(UserError, match="no queue of messages"):
         Outbox(tmp_path / "webhook.sqlite")
 
 
-def test_a_full_disk_is_told_and_what_waits_is_kept(tmp_path: Path, outbox: Outbox) -> None:
+def test_a_full_disk_is_reported_and_waiting_messages_are_kept(tmp_path: Path, outbox: Outbox) -> None:
     fill(outbox, 3)
     (pages,) = outbox._run("PRAGMA page_count")[0]
     outbox._run(f"PRAGMA max_page_count = {pages}")
@@ -288,7 +288,7 @@ def test_secrets_are_read_from_files(tmp_path: Path) -> None:
     assert read_secret(file) == b"a secret of enough many letters"
     file.write_text("whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=\n")
     assert read_secret(file) == SECRET
-    for content, message in (("short", "has 5 bytes"), ("", "has 0 bytes"), ("whsec_%%%", "no base64")):
+    for content, message in (("short", "has 5 bytes"), ("", "has 0 bytes"), ("whsec_%%%", "is not base64")):
         file.write_text(content)
         with pytest.raises(UserError, match=message) as caught:
             read_secret(file)

@@ -1,4 +1,4 @@
-"""The bases of the project, and what is said of a file that is not as it must be."""
+"""The bases of the project, and errors for invalid files."""
 
 from pathlib import Path
 
@@ -73,8 +73,8 @@ def test_a_category_that_is_not_asked_for_may_be_wrong(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("sentences: {nut: [A nut.]}\nsentence: 1", "'sentence', which no base has"),
-        ("nut: [A nut.]", "'nut', which no base has. Categories stand under"),
+        ("sentences: {nut: [A nut.]}\nsentence: 1", "'sentence', which is not a key of a base"),
+        ("nut: [A nut.]", "'nut', which is not a key of a base. Categories stand under"),
         ("provenance: {}", "has no `sentences`"),
         ("sentences: [A nut.]", "has no `sentences`"),
         ("- A nut.", "got a list"),

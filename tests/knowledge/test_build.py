@@ -81,7 +81,7 @@ def is_silent(handler: BaseHTTPRequestHandler) -> None:
 
 
 class StandIn:
-    """A server that gives the replies in turn, then answers every question well; it notes what it was asked."""
+    """A server that gives the replies in turn, then usable answers. It records the questions."""
 
     def __init__(self) -> None:
         self.replies: list[Reply] = []
@@ -122,7 +122,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The waits between attempts, which take no time here."""
+    """The pauses between attempts, which take no time here."""
     waited: list[float] = []
     monkeypatch.setattr(builder, "sleep", waited.append)
     return waited
@@ -130,7 +130,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 @pytest.fixture
 def out(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Iterator[Path]:
-    """Where a base is built; in the end the key is in no file there."""
+    """The folder in which a base is built. At the end, no file in it contains the key."""
     yield tmp_path / "built" / "base.yaml"
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or KEY.encode() not in path.read_bytes()
@@ -264,7 +264,7 @@ def test_a_line_that_a_kill_cut_off_is_asked_again(stand_in: StandIn, out: Path,
 @pytest.mark.parametrize(
     "line", [b"[" * 100_000, b"\xff\xfe", b"3", b"null", b'{"prompt": 3, "answer": "a"}', b'{"prompt": "a"}', b"\0"]
 )
-def test_lines_that_are_no_answers_are_passed_over(stand_in: StandIn, out: Path, line: bytes) -> None:
+def test_lines_that_are_not_answers_are_skipped(stand_in: StandIn, out: Path, line: bytes) -> None:
     assert build(stand_in, out) == 0
     out.unlink()
     answers = out.with_suffix(".answers.jsonl")
@@ -275,7 +275,7 @@ def test_lines_that_are_no_answers_are_passed_over(stand_in: StandIn, out: Path,
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir])
-def test_answers_that_are_no_file_are_named(
+def test_answers_that_are_not_a_file_are_named(
     stand_in: StandIn, out: Path, make: Callable[[Path], None], capfd: pytest.CaptureFixture[str]
 ) -> None:
     out.parent.mkdir(parents=True)
@@ -474,7 +474,7 @@ def test_a_local_server_needs_no_key(
     monkeypatch.delenv("OPENAI_API_KEY")
     stand_in.replies = [sends("", 401)]
     assert build(stand_in, out) == 2
-    assert "it wants a key, and none is set" in error_of(capfd)
+    assert "it requires a key, and none is set" in error_of(capfd)
     assert build(stand_in, out) == 0
     assert all("Authorization" not in headers for headers in stand_in.headers)
 
@@ -490,7 +490,7 @@ def test_a_local_server_needs_no_key(
         f"https://host/?key={KEY}",
     ],
 )
-def test_an_endpoint_that_is_none(endpoint: str) -> None:
+def test_an_invalid_endpoint(endpoint: str) -> None:
     with pytest.raises(UserError, match="must be an address such as") as caught:
         ChatServer(endpoint, KEY)
     assert KEY not in str(caught.value)
@@ -520,7 +520,7 @@ def test_a_base_is_not_overwritten(stand_in: StandIn, out: Path, capfd: pytest.C
     out.parent.mkdir()
     out.write_text("mine")
     assert build(stand_in, out) == 2
-    assert "is already there" in error_of(capfd)
+    assert "already exists" in error_of(capfd)
     assert out.read_text() == "mine"
     assert not stand_in.asked
 

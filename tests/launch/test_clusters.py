@@ -159,7 +159,7 @@ def test_an_address_where_nothing_answers_is_one_error(
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     where = Where("ray", ray_address=f"{scheme}127.0.0.1:{port}")
-    with pytest.raises(UserError, match=rf"--ray_address {where.ray_address}: no Ray can be used \(.*refused"):
+    with pytest.raises(UserError, match=rf"--ray_address {where.ray_address}: Ray cannot be used \(.*refused"):
         launch(SmallJob(folder, ["done-1"]), where, folder)
 
 
@@ -169,12 +169,12 @@ def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     job = SmallJob(tmp_path, ["done-1"])
     with pytest.raises(UserError, match=r"ray is not installed: pip install 'afclip_lightning\[scale\]'"):
         launch(job, Where("ray"), tmp_path)
-    with pytest.raises(UserError, match="sbatch is not there: --launcher slurm needs a SLURM cluster"):
+    with pytest.raises(UserError, match="sbatch was not found: --launcher slurm needs a SLURM cluster"):
         launch(job, Where("slurm", command=["python", "-m", "x", "y"]), tmp_path)
 
 
 def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, task: str) -> None:
-    """Puts a cluster on the path whose array number 7 has two tasks, each of which says something and ends."""
+    """Puts a cluster on the path whose array number 7 has two tasks. Each prints a line and ends."""
     tools = {
         "sbatch": f"for arg; do case $arg in --output=*) log=${{arg#--output=}};; esac; done\n"
         f"for n in 1 2; do echo '{task}' >\"${{log/\\%A_\\%a/7_$n}}\"; done; cat >script; echo '7;test'",

@@ -1,4 +1,4 @@
-"""Workers of this machine: what befalls a unit stays with it, and whoever is stopped leaves the work to the next."""
+"""Workers of this machine: a fault of one unit affects no other, and stopped work can be continued."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The options that say where work runs, and the command that tasks on other machines run."""
+"""The options of the launcher, and the command that tasks on other machines run."""
 
 import argparse
 import sys

@@ -1,4 +1,4 @@
-"""AA-CLIP's own: two stages of one fit, which goes on wherever it was stopped; adapters, names, scaled scores."""
+"""AA-CLIP: two stages of one fit, which resumes from any point; adapters, names, scaled scores."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -62,7 +62,7 @@ def fitted(model: AACLIP, folder: Path, epochs: int, checkpoint: Path | None = N
 
 
 def moved(model: AACLIP, before: dict[str, Tensor]) -> set[str]:
-    """Returns the parts of which all tensors differ from those before, and checks that the others' are the same."""
+    """Returns the parts whose tensors have all changed, and checks that all other tensors are unchanged."""
     parts: dict[str, set[bool]] = {}
     for name, tensor in model.state_dict().items():
         parts.setdefault(name.split(".")[0], set()).add(not torch.equal(tensor, before[name]))
@@ -195,7 +195,7 @@ def test_one_map_of_the_sum_of_the_layers(tiny: ClipBackbone) -> None:
 
 
 @pytest.mark.slow
-def test_what_a_category_is_called(tiny: ClipBackbone) -> None:
+def test_names_of_a_category_in_prompts(tiny: ClipBackbone) -> None:
     sample = replace(batch_of(1).samples[0], category="metal_nut", class_name="metal nut")
     names = {
         (dataset, rule): AACLIP(tiny, **TINY, names=rule).name_of(replace(sample, dataset=dataset))

@@ -52,7 +52,7 @@ def official(name: str) -> str:
 
 
 def aaclip(backbone: ClipBackbone, **arguments: Any) -> AACLIP:
-    """Returns the method as its code has it, with the recipe's values."""
+    """Returns the method with the settings of the official code and the recipe's values."""
     model = AACLIP(backbone, **{"text_stage": "code", "map_fusion": "maps", **arguments})
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

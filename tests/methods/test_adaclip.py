@@ -1,4 +1,4 @@
-"""AdaCLIP's own: the fusion, prompts beside a tower's tokens, names in prompts, what is refused."""
+"""AdaCLIP: the fusion, prompts beside a tower's tokens, names in prompts, errors."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +31,7 @@ def small(tmp_path: Path) -> ClipBackbone:
 
 @pytest.mark.slow
 def test_trainable_parameters_at_vit_l_14(tmp_path: Path) -> None:
-    """As many as the official code has, without the text prompts that it never uses; they depend on the widths only."""
+    """As many as in the official code without its unused text prompts. They depend on the widths only."""
     vision = {"image_size": 336, "layers": 4, "width": 1024, "patch_size": 14}
     text = {"context_length": 77, "vocab_size": 49408, "width": 768, "heads": 12, "layers": 4}
     config = small_config(tmp_path, "widths-of-l14", embed_dim=768, vision_cfg=vision, text_cfg=text)
@@ -70,7 +70,7 @@ def test_k_means_of_equal_points_is_finite() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["OpenAI", "EVA-02", "PE-Core", "RoPE of each block"])
 def test_prompts_are_further_tokens_of_the_own_blocks(tmp_path: Path, name: str) -> None:
-    """Against the block's own pass; in a tower with a rotary embedding, told of prompts as prefix tokens."""
+    """Against the block's own pass. In a tower with a rotary embedding, prompts are declared as prefix tokens."""
     backbone = build_tiny(name, tmp_path, **({"text": "random"} if name.startswith("RoPE") else {}))
     prompts = [torch.randn(2, 3, backbone.vision.width) for _ in range(2)]
     image = torch.randn(2, 3, *backbone.preprocess.shape)

@@ -53,7 +53,7 @@ def official(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 def adaclip_model(backbone: ClipBackbone, fusion: Fusion = "none", clusters: int = 1) -> AdaCLIP:
-    """Returns the method as its code has it, with the recipe's values."""
+    """Returns the method with the settings of the official code and the recipe's values."""
     model = AdaCLIP(backbone, fusion=fusion, clusters=clusters, half_prompts=True, dice_of_rows=True)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

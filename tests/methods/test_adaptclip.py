@@ -1,4 +1,4 @@
-"""AdaptCLIP's own: the shared statistics, the drawn normal images, what the head keeps, arguments."""
+"""AdaptCLIP: the shared statistics, the drawn normal images, the state of the head, arguments."""
 
 from collections import Counter
 from dataclasses import replace
@@ -142,7 +142,7 @@ def test_a_batch_may_bring_its_normal_images(tmp_path: Path) -> None:
         found = [said.image for said in model.adapters(model.extract(inside), rows)]
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one[1:], other[1:])
-    with pytest.raises(TypeError, match="trains beside normal images"):
+    with pytest.raises(TypeError, match="trains with normal reference images"):
         model.loss(model.extract(batch), batch)
 
 

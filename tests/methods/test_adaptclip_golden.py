@@ -39,7 +39,7 @@ BATCH = Batch(
 
 
 def names_of_parts() -> dict[str, str]:
-    """Returns the official names of our parts, the recorded ones being neutral."""
+    """Returns the official names of our parts; the recorded names are neutral."""
     names = {"learnt_texts.normal_tokens": "textual.ctx_pos", "learnt_texts.abnormal_tokens": "textual.ctx_neg"}
     for ours, theirs in {"patch": "local", "image": "global"}.items():
         parts = {"layers.0": "down", "layers.1": "bn", "layers.3": "up"}
@@ -138,7 +138,7 @@ def adapters(backbone: ClipBackbone, check: Check) -> None:
 
 
 def of_test(model: AdaptCLIP, check: Check) -> None:
-    """Compares what the test script gives, without and with few-shot images."""
+    """Compares the results of the test script, without and with few-shot images."""
     model.eval()
     with torch.no_grad():
         for k_shot, name in ((0, "zero"), (2, "shot2")):

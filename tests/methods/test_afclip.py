@@ -1,4 +1,4 @@
-"""AF-CLIP's own: its variants, few-shot memory, arguments, and checkpoints in detail."""
+"""AF-CLIP: its variants, few-shot memory, arguments, and checkpoints in detail."""
 
 import copy
 import io
@@ -104,7 +104,7 @@ def test_scores_and_maps_are_float32_in_mixed_precision(tiny: ClipBackbone) -> N
         losses = model.loss(model.extract(batch), batch)
     assert scores.dtype == maps.dtype == losses["total"].dtype == torch.float32
     for mixed, plain in ((scores, exact[0]), (maps, exact[1])):
-        torch.testing.assert_close(mixed, plain, rtol=0, atol=0.1)  # a cosine counts 12 / 0.07 times in a logit
+        torch.testing.assert_close(mixed, plain, rtol=0, atol=0.1)  # a logit is 12 / 0.07 times a cosine
 
 
 @pytest.mark.slow

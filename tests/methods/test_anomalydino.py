@@ -1,4 +1,4 @@
-"""AnomalyDINO's own: masks on a grid and a column, copies and their owners, batched zero-shot, refusals."""
+"""AnomalyDINO: masks on a grid and a column, copies and their owners, batched zero-shot, errors."""
 
 from pathlib import Path
 
@@ -103,7 +103,7 @@ def test_batched_distances_equal_loops() -> None:
 @pytest.mark.slow
 def test_batched_zero_shot_compares_with_all_others(tmp_path: Path) -> None:
     model = small(tmp_path, k_shot=0, map_sigma=0.0)
-    with pytest.raises(DatasetError, match="knows nothing of this image"):
+    with pytest.raises(DatasetError, match="has no results for this image"):
         score(model, batch_of(2, 28))
     data = data_of(tmp_path, model)
     found = [one for one in trainer_of(tmp_path).predict(model, data) or [] if isinstance(one, AnomalyPrediction)]

@@ -1,4 +1,4 @@
-"""AnoVL: what its views are, and what a result may depend on; the numbers are in `test_anovl_golden.py`."""
+"""AnoVL: its views, and what a result may depend on. The numbers are in `test_anovl_golden.py`."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,7 +33,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> ClipBackbone:
 
 @pytest.fixture(scope="module")
 def make(backbone: ClipBackbone) -> Callable[..., AnoVL]:
-    """Makes methods that share their sentences, which take longest."""
+    """Makes methods that share their sentences, which take the most time."""
     sentences = AnoVL(backbone).sentences
 
     def make(**arguments: Any) -> AnoVL:

@@ -33,7 +33,7 @@ CATEGORIES = ("metal_nut", "carpet")
 
 
 def batch_of(*rows: tuple[int, str]) -> Batch:
-    """Returns a batch of numbered inputs, each taken for an image of a category."""
+    """Returns a batch of numbered inputs, each assigned to a category."""
     samples = [Sample("golden", name, "test", Path(f"{index}.png"), 0, class_name=name) for index, name in rows]
     return Batch(
         image=torch.stack([image(index, SIZE) for index, _ in rows]),
@@ -128,7 +128,7 @@ def test_two_squares_of_a_wide_image(backbone: ClipBackbone) -> None:
 
 
 def two_squares(backbone: ClipBackbone, check: Check) -> None:
-    """What `configs/anovl_visa.yaml` makes of a wide image: two tiles, whose maps are averaged where they overlap."""
+    """A wide image with `configs/anovl_visa.yaml`: two tiles, whose maps are averaged where they overlap."""
     plain, wide = AnoVL(backbone, augment=False, steps=0), value("imagew.0", (3, SIZE, WIDE), scale=1.0)
     layout = Layout(SIZE, WIDE, Tiling("tiles", overlap=0.0), backbone.preprocess)
     boxes = [layout.levels[0].box(view) for view in range(len(layout))]
@@ -225,7 +225,7 @@ def test_adaptation_of_a_texture(backbone: ClipBackbone) -> None:
 
 
 def test_an_image_is_adapted_as_if_it_came_first(backbone: ClipBackbone) -> None:
-    """The code's optimiser keeps its moments; the recorded numbers of a fresh one are met, whatever came before."""
+    """The code's optimiser keeps its moments. Here, results equal those of a new optimiser, after any image."""
 
     def adaptation(backbone: ClipBackbone, check: Check) -> None:
         model = Recorded(backbone, "text", 5)

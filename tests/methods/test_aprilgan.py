@@ -1,4 +1,4 @@
-"""APRIL-GAN's own: names in prompts, few-shot ranges, arguments, sizes."""
+"""APRIL-GAN: names in prompts, few-shot ranges, arguments, sizes."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +28,7 @@ def named(batch: Batch, category: str, class_name: str) -> Batch:
 
 @pytest.mark.slow
 def test_trainable_parameters_at_vit_l_14(tmp_path: Path) -> None:
-    """787,200 a layer: they depend on the widths only."""
+    """787,200 per layer: they depend on the widths only."""
     vision = {"image_size": 336, "layers": 4, "width": 1024, "patch_size": 14}
     text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1}
     config = small_config(tmp_path, "widths-of-l14", embed_dim=768, vision_cfg=vision, text_cfg=text)

@@ -1,4 +1,4 @@
-"""What a method can do is declared: the declarations are true, and nothing outside looks at a method's insides."""
+"""Declared abilities of methods: they are true, and no other code inspects the internals of a method."""
 
 import ast
 import inspect

@@ -1,4 +1,4 @@
-"""What every method must hold: what trains, what is saved, what a score depends on; last, those that train nothing."""
+"""The contract of every method: what trains, what is saved, what a score depends on; at the end, untrained methods."""
 
 import io
 from collections.abc import Callable
@@ -48,8 +48,8 @@ TEXT_PASSES = {  # of the text tower for two categories: in a test, in each batc
     CoCoOp: (0, 1, 0, 1),  # the shift needs the image
     APRILGAN: (4, 0, 4, 0),  # fixed sentences, more than a pass takes
     UniADet: (0, 0, 0, 0),  # no text
-    MRAD: (0, 0, 0, 0),  # likewise
-    PatchLogit: (0, 0, 0, 0),  # likewise
+    MRAD: (0, 0, 0, 0),  # no text
+    PatchLogit: (0, 0, 0, 0),  # no text
     KAnoCLIP: (2, 0, 2, 2),  # what is known of each category, and in each step what is said of images seen first
 }
 
@@ -59,7 +59,7 @@ UNTRAINED = variants(trains=False)
 
 
 def test_every_method_has_its_case() -> None:
-    """Who adds a method adds a line to `tests/support/cases.py`; all of the tests below are then its too."""
+    """A new method needs a line in `tests/support/cases.py`; then all tests below run for it."""
     assert set(CASES) == set(methods())
 
 
@@ -164,7 +164,7 @@ def test_images_without_masks_have_image_terms_only(model: AnomalyMethod) -> Non
 
 
 @pytest.mark.slow
-def test_images_without_masks_are_said_once(tmp_path: Path, small: Callable[[], AnomalyMethod]) -> None:
+def test_images_without_masks_are_reported_once(tmp_path: Path, small: Callable[[], AnomalyMethod]) -> None:
     model = small()
     data = data_of(tmp_path, model)
     loader = data.train_dataloader()
@@ -227,7 +227,7 @@ def untrained(request: pytest.FixtureRequest, tiny: ClipBackbone) -> AnomalyMeth
 
 @pytest.mark.slow
 def test_an_untrained_method_keeps_the_contract(untrained: AnomalyMethod) -> None:
-    """Nothing trains; scores and maps are probabilities or distances, the same in any company and any repetition."""
+    """Nothing trains. Scores and maps are probabilities or distances, the same in any batch and repetition."""
     model, batch = untrained, batch_of()
     assert model.trainable_names() == set()
     assert model.state_dict() == {}

@@ -1,4 +1,4 @@
-"""CoOp and CoCoOp: their prompts against sentences put together by hand, the schedule, what their losses look at."""
+"""CoOp and CoCoOp: their prompts against sentences composed by hand, the schedule, the inputs of their losses."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -43,7 +43,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> ClipBackbone:
 
 @pytest.fixture(scope="module")
 def make(backbone: ClipBackbone) -> Callable[..., DualImageCLIP]:
-    """Makes methods that share their text, which takes longest."""
+    """Makes methods that share their text, which takes the most time."""
     text = DualImageCLIP(backbone).text
 
     def make(**arguments: Any) -> DualImageCLIP:
@@ -63,13 +63,13 @@ def paired(count: int = 4, n_references: int = 1, size: int = 56, seed: int = 0)
 
 
 def all_images(batch: Batch) -> Tensor:
-    """Returns the rows' images, then those of their references that are no rows."""
+    """Returns the images of the rows, then of those references that are not rows."""
     assert batch.reference is not None
     return torch.cat([batch.image, batch.reference])
 
 
 def compared_with(batch: Batch, references: Tensor) -> Batch:
-    """Returns the batch with other references, `[B, R, 3, H, W]`, none of which is a row."""
+    """Returns the batch with other references, `[B, R, 3, H, W]`. None of them is a row."""
     count, beside = references.shape[:2]
     rows = len(batch.image) + torch.arange(count * beside).view(count, beside)
     return replace(batch, reference=references.flatten(0, 1), reference_rows=rows)
@@ -82,7 +82,7 @@ def references_of(batch: Batch) -> Tensor:
 
 
 def take(batch: Batch, rows: list[int]) -> Batch:
-    """Returns these rows, whose references are images beside the batch even where they are rows."""
+    """Returns these rows with references outside the batch, even if they are rows."""
     assert batch.reference_rows is not None
     return Batch(
         batch.image[rows],

@@ -1,4 +1,4 @@
-"""FAPrompt's own: the prior, the aggregations, arguments, sizes; AnomalyCLIP's variants."""
+"""FAPrompt: the prior, the aggregations, arguments, sizes; AnomalyCLIP's variants."""
 
 from pathlib import Path
 from typing import Any
@@ -170,7 +170,7 @@ def test_checkpoint_refuses_another_prior(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("rounded", [False, True])
 def test_members_of_an_ensemble_train_as_if_alone(tiny: ClipBackbone, rounded: bool) -> None:
-    """In float64, where another order of sums changes next to nothing: the limits are tight on any processor."""
+    """In float64, where the order of sums has almost no effect: the limits are tight on any processor."""
     arguments: dict[str, Any] = {"layers": (8,), "vv_from": 3, "prompt_depth": 4, "half_deep_tokens": rounded}
     tiny, batch = doubled(tiny), batch_of()
     with float64():

@@ -1,4 +1,4 @@
-"""What holds of all methods that compare an image with a few normal ones, and of arguments that many share."""
+"""Properties of all few-shot methods, and of arguments that many methods share."""
 
 import inspect
 from typing import Any

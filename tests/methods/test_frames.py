@@ -1,4 +1,4 @@
-"""Frames that are no squares: every method takes them, and knows which side of one is which."""
+"""Frames that are not square: every method accepts them, and never confuses height and width."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +30,7 @@ CHOSEN += [("WinCLIP", {"k_shot": 2}), ("AFCLIP", {"k_shot": 2})]
 
 @pytest.fixture(scope="module")
 def backbones(tmp_path_factory: pytest.TempPathFactory) -> tuple[ClipBackbone, ClipBackbone]:
-    """Two frames for one tower of three blocks; what it sees in an image it sees in the transposed image."""
+    """Two frames for one tower of three blocks, which gives transposed results for the transposed image."""
     folder, clip = tmp_path_factory.mktemp("frames"), small_clip()
     with torch.no_grad():
         kernel, table = clip.visual.conv1.weight, clip.visual.positional_embedding
@@ -48,7 +48,7 @@ def build(name: str, backbone: ClipBackbone, **arguments: Any) -> AnomalyMethod:
 
 
 def score(model: AnomalyMethod, batch: Batch, folder: Path) -> AnomalyPrediction:
-    """Returns what a method says of a batch, beside few-shot images, or the images themselves, where it needs them."""
+    """Returns a method's prediction for a batch. The images themselves serve as few-shot images if needed."""
     if model.k_shot:
         for seed, category in enumerate("ab"):
             shots = batch_of(2, FRAME, seed + 1).image
@@ -86,7 +86,7 @@ def test_every_trained_method_trains_in_a_wide_frame(name: str, backbones: tuple
 def test_what_is_seen_of_a_transposed_image_is_transposed(
     name: str, arguments: dict[str, Any], backbones: tuple[ClipBackbone, ...], tmp_path: Path
 ) -> None:
-    """A row taken for a column anywhere on the way moves a map's values: no two patches of noise are alike."""
+    """Confused rows and columns would move the map's values, because no two patches of noise are equal."""
     batch = batch_of(4, FRAME)
     turned = replace(batch, image=batch.image.mT.contiguous(), mask=batch.mask.mT.contiguous())
     wide, tall = (build(name, backbone, **arguments | TURNED.get(name, {})) for backbone in backbones)
@@ -98,7 +98,7 @@ def test_what_is_seen_of_a_transposed_image_is_transposed(
 
 
 def test_a_view_turns_a_wide_image_between_its_pixels() -> None:
-    """A disc stays a disc, and a quarter turn takes what lies to the right of the middle above it."""
+    """A disc stays a disc, and a quarter turn moves a point from the right of the centre to above it."""
     image = torch.zeros(1, 3, 41, 81)
     y, x = torch.meshgrid(torch.arange(41.0) - 20, torch.arange(81.0) - 40, indexing="ij")
     image[..., (x - 12) ** 2 + y**2 <= 25] = 1

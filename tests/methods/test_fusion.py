@@ -1,4 +1,4 @@
-"""A fusion: the rule in plain steps, how it is fitted, kept and combined, and which heads it refuses."""
+"""A fusion: the rule in plain steps, its fit, storage and combinations, and rejected heads."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ AFCLIP: dict[str, Any] = {"method": "AFCLIP", "arguments": {"layers": [2, 6], "a
 
 def said(model: Fusion, count: int, seed: int) -> torch.Tensor:
     batch = batch_of(count, seed=seed)
-    return model.eval().said_of(model.extract(batch), batch)
+    return model.eval().statistics_of(model.extract(batch), batch)
 
 
 def test_scores_and_maps_are_the_rule_in_plain_steps(tiny: ClipBackbone) -> None:
@@ -87,7 +87,7 @@ def test_fit_takes_the_scales_from_normal_images_and_trains_nothing(tmp_path: Pa
         for row, sample in enumerate(batch.samples):
             if sample.label == 0:
                 one = take(batch, [row])
-                groups.setdefault(batch.keys[row], []).append(model.said_of(model.extract(one), one))
+                groups.setdefault(batch.keys[row], []).append(model.statistics_of(model.extract(one), one))
     assert len(groups) == 2
     again = Fusion(tiny, [RARITY, WORDS])
     again.take_normal([torch.cat(group) for group in groups.values()])
@@ -120,20 +120,23 @@ def test_a_fusion_stands_beside_a_memory(tiny: ClipBackbone) -> None:
 def test_too_few_or_equal_normal_images_are_refused(tiny: ClipBackbone) -> None:
     model = Fusion(tiny, [RARITY, WORDS])
     rows = said(model, 3, 1)
-    with pytest.raises(DatasetError, match="two of one category at least"):
+    with pytest.raises(DatasetError, match="at least two normal images of one category"):
         model.take_normal([rows[:1], rows[1:2]])
-    with pytest.raises(UserError, match="PatchRarity, head 1, says the same of all normal images"):
+    with pytest.raises(UserError, match="PatchRarity, head 1, gives all normal images the same score or map"):
         model.take_normal([rows[:1].expand(3, -1, -1)])
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"heads": [RARITY]}, "two heads or more, got 1"),
-        ({"heads": [RARITY, {"name": "CLIP"}]}, "each has a method"),
+        ({"heads": [RARITY]}, "two or more heads, got 1"),
+        ({"heads": [RARITY, {"name": "CLIP"}]}, "each needs the name of a method"),
         ({"heads": [RARITY, {"method": "NoHead"}]}, "there is no head 'NoHead'"),
-        ({"heads": [RARITY, {"method": "NearestNeighbours", "arguments": {"layers": [2]}}]}, "judges no image alone"),
-        ({"heads": [RARITY, {"method": "MuSc", "arguments": {"layers": [2]}}]}, "judges no image alone"),
+        (
+            {"heads": [RARITY, {"method": "NearestNeighbours", "arguments": {"layers": [2]}}]},
+            "cannot score an image alone",
+        ),
+        ({"heads": [RARITY, {"method": "MuSc", "arguments": {"layers": [2]}}]}, "cannot score an image alone"),
         (
             {"heads": [{"method": "MRAD", "arguments": {"layer": 8, "vv_from": start}} for start in (2, 3)]},
             "V-V paths from blocks 2 and 3",

@@ -1,4 +1,4 @@
-"""GlocalCLIP: which prompts say what, and what a checkpoint holds."""
+"""GlocalCLIP: the use of its prompts, and the content of a checkpoint."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What needs a GPU, real weights or the internet; and mixed precision without a GPU."""
+"""Tests that need a GPU, real weights or the internet; and mixed precision without a GPU."""
 
 import os
 from pathlib import Path

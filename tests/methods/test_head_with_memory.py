@@ -1,4 +1,4 @@
-"""A head with a memory: equal to the rule in plain steps, a head that says nothing counts for nothing, arguments."""
+"""A head with a memory: equal to the rule in plain steps, a constant head has no effect, arguments."""
 
 from typing import Any
 
@@ -75,8 +75,8 @@ def test_copies_of_one_image_make_no_score_infinite(tiny: ClipBackbone) -> None:
         ({"head_weight": -1.0}, "head_weight must not be negative"),
         ({"head": "NoHead"}, "there is no head 'NoHead'; there are AACLIP, AFCLIP"),
         ({"head": "HeadWithMemory"}, "there is no head 'HeadWithMemory'"),
-        ({"head": "NearestNeighbours", "head_arguments": {"layers": [2]}}, "judges no image alone"),
-        ({"head": "MuSc", "head_arguments": {"layers": [2]}}, "judges no image alone"),
+        ({"head": "NearestNeighbours", "head_arguments": {"layers": [2]}}, "cannot score an image alone"),
+        ({"head": "MuSc", "head_arguments": {"layers": [2]}}, "cannot score an image alone"),
     ],
 )
 def test_bad_arguments_are_refused(tiny: ClipBackbone, arguments: dict[str, Any], message: str) -> None:

@@ -1,4 +1,4 @@
-"""KAnoCLIP's equations against loops; its start, its knowledge, its learning rates, its parts."""
+"""KAnoCLIP: equations against loops, initial values, knowledge, learning rates, parts."""
 
 import re
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def kanoclip(backbone: ClipBackbone, **arguments: Any) -> KAnoCLIP:
 
 
 def stirred(module: nn.Module, std: float = 0.3) -> nn.Module:
-    """Returns the module with every trainable tensor moved off its start, the zeros too."""
+    """Returns the module with every trainable tensor changed from its initial value, including zeros."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -65,7 +65,7 @@ def small(tmp_path: Path) -> ClipBackbone:
 
 
 def worded(batch: Batch) -> Batch:
-    """Returns the batch with class names for its categories, as loaders give them."""
+    """Returns the batch with class names for its categories, as from loaders."""
     return replace(batch, samples=[replace(s, class_name=f"item {s.category}") for s in batch.samples])
 
 
@@ -84,7 +84,7 @@ def test_knowledge_loss_equals_the_loops(margin: float) -> None:
 
 
 def test_knowledge_of_an_image_is_the_mean_of_all_its_sentences(tiny: ClipBackbone) -> None:
-    """Eq. (3): of normal images, and of those without a mask, the category's sentences alone."""
+    """Eq. (3): only the category's sentences for normal images and images without a mask."""
     model, batch = kanoclip(tiny), worded(batch_of())
     batch = replace(batch, samples=[*batch.samples[:3], replace(batch.samples[3], mask_known=False)])
     batch.mask[3] = 0
@@ -130,7 +130,7 @@ def test_conv_adapter_equals_the_loops(spatial: bool, residual: bool) -> None:
 
 
 def test_maps_scores_and_losses_equal_the_loops(small: ClipBackbone) -> None:
-    """Eq. (9), (10), (12) to (15), of what Bi-CMCI and Conv-Adapter give."""
+    """Eq. (9), (10), (12) to (15), from the outputs of Bi-CMCI and Conv-Adapter."""
     torch.manual_seed(0)
     model, batch = stirred(KAnoCLIP(small, **SMALL, map_sigma=2.0)), worded(batch_of(2, size=28))
     batch.mask[1, 5:20, 8:15] = 1
@@ -195,7 +195,7 @@ def test_a_name_that_does_not_fit_is_refused(tiny: ClipBackbone) -> None:
 
 
 def test_points_are_sampled_where_a_hand_made_offset_says() -> None:
-    """On a plane that counts columns in one channel and rows in the other, a sample is its own place."""
+    """On a plane with the column in one channel and the row in the other, a sample equals its position."""
     grid = (9, 9)
     attention = DeformableAttention(4, heads=2, groups=2, stride=4)
     y, x = torch.meshgrid(torch.arange(9.0), torch.arange(9.0), indexing="ij")
@@ -250,7 +250,7 @@ def test_at_the_start_the_map_is_that_of_the_frozen_features(tiny: ClipBackbone,
 
 @pytest.mark.slow
 def test_what_lies_behind_zeros_moves_a_step_later(tiny: ClipBackbone) -> None:
-    """At the first step prompts and projections back; all at the second, when these are no longer zero."""
+    """In step 1, prompts and output projections have gradients; in step 2, when these are not 0, all parts do."""
     model, batch = kanoclip(tiny), worded(batch_of())
     optimizer = model.configure_optimizers()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -315,7 +315,7 @@ def test_parts_can_be_left_out(tiny: ClipBackbone, arguments: dict[str, Any], pa
 
 @pytest.mark.slow
 def test_trainable_parameters_at_vit_l_14(tmp_path: Path) -> None:
-    """Of the widths at ViT-L/14: 18,432 of the prompts, 1.84 million a stage of Bi-CMCI, 298,176 of the adapter."""
+    """With the widths of ViT-L/14: prompts 18,432, Bi-CMCI 1.84 million per stage, adapter 298,176."""
     vision = {"image_size": 336, "layers": 4, "width": 64, "patch_size": 14}
     text = {"context_length": 77, "vocab_size": 49408, "width": 768, "heads": 12, "layers": 1}
     config = small_config(tmp_path, "widths-of-l14", embed_dim=768, vision_cfg=vision, text_cfg=text)
@@ -346,7 +346,7 @@ def test_categories_with_one_class_name_have_one_text_and_others_another(tiny: C
 
 
 def cross(folder: Path, model: KAnoCLIP) -> CrossDataset:
-    """Returns data that trains on what the base knows and tests on what it does not."""
+    """Returns data that trains on categories of the base and tests on others."""
     sets = [
         MVTecLayout(write_mvtec(folder / name, categories), name=name, batch_size=3, num_workers=0)
         for name, categories in (("seen", ["cap", "nut"]), ("unseen", ["screw"]))
@@ -442,7 +442,7 @@ def test_bad_arguments_are_refused(tiny: ClipBackbone, arguments: dict[str, Any]
 
 
 @pytest.mark.slow
-def test_an_unknown_base_is_said_when_training_begins(tmp_path: Path, small: ClipBackbone) -> None:
+def test_an_unknown_base_is_reported_when_training_begins(tmp_path: Path, small: ClipBackbone) -> None:
     model = KAnoCLIP(small, **{**SMALL, "knowledge": "nowhere"})
     data = cross(tmp_path, model)
     trainer_of(tmp_path, enable_checkpointing=False).test(model, data, verbose=False)  # which needs none

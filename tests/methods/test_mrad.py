@@ -1,4 +1,4 @@
-"""MRAD's own: retrieval equal to loops, memory from a training set, what fit leaves behind, refusals."""
+"""MRAD: retrieval equal to loops, memory from a training set, files of a fit, errors."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,7 +28,7 @@ LABELS = [0] * 7 + [1] * 4
 
 @pytest.fixture
 def vectors() -> tuple[Tensor, Tensor]:
-    """Queries `[6, 5]` and keys `[11, 5]`, of which the last four are anomalous."""
+    """Queries `[6, 5]` and keys `[11, 5]`; the last four keys are anomalous."""
     return torch.randn(6, 5), F.normalize(torch.randn(11, 5), dim=-1)
 
 

@@ -96,7 +96,7 @@ def features_and_memory(backbone: ClipBackbone, check: Check) -> None:
 
 
 def of_test(model: MRAD, check: Check, prefix: str) -> None:
-    """Compares what the test script gives."""
+    """Compares the results of the test script."""
     with torch.no_grad():
         features = model.extract(TEST)
         image, patches = model.probabilities(model.queries(features))

@@ -51,7 +51,7 @@ def musc(backbone: ClipBackbone, **arguments: Any) -> MuSc:
 
 
 def like(count: int = COUNT, size: int = 42, seed: int = 0) -> Tensor:
-    """Returns images that are alike."""
+    """Returns similar images."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(3, size, size, generator=generator) + torch.randn(count, 3, size, size, generator=generator) / 2
 
@@ -63,7 +63,7 @@ def samples(numbers: Sequence[int]) -> list[Sample]:
 def scored(
     model: MuSc, images: Tensor, folder: Path, parts: Sequence[Sequence[int]] = (range(COUNT),)
 ) -> dict[int, Scored]:
-    """Returns what is found of each image by number, for the images divided into these parts."""
+    """Returns the result of each image by number, for the images divided into these parts."""
     subsets = []
     for part in parts:
         batches = [list(part[start : start + 2]) for start in range(0, len(part), 2)]
@@ -198,7 +198,7 @@ def test_memory_stays_within_the_argument(
 
 
 def write_set(root: Path, categories: Sequence[str] = ("bolt", "nut")) -> Path:
-    """Writes categories of 4 test images, `nut` of 5, no two alike."""
+    """Writes categories of 4 different test images, and `nut` of 5."""
     write_mvtec(root, categories)
     if "nut" in categories:
         write_image(root / "nut/test/good/001.png")
@@ -220,7 +220,7 @@ class Predicted(NamedTuple):
 
 
 def predicted(model: MuSc | MuSc2, data: MVTecLayout, folder: Path, **arguments: Any) -> dict[Path, Predicted]:
-    """Returns what `Trainer.predict` gives of each image."""
+    """Returns the result of `Trainer.predict` for each image."""
     outputs = trainer_of(folder, **arguments).predict(model, data)
     found: dict[Path, Predicted] = {}
     for batch, output in zip(data.predict_dataloader(), outputs or [], strict=True):
@@ -287,7 +287,7 @@ def test_labels_and_masks_are_not_looked_at(backbone: ClipBackbone, tmp_path: Pa
         assert {(sample.label, sample.mask_path) for sample in read} == {(UNKNOWN, None)}
 
 
-def test_an_image_that_is_left_out_is_no_reference(backbone: ClipBackbone, tmp_path: Path) -> None:
+def test_a_left_out_image_is_not_a_reference(backbone: ClipBackbone, tmp_path: Path) -> None:
     model, root = musc(backbone), write_set(tmp_path / "set")
     broken = data_of(root, model)
     broken.loading = type(broken.loading)(on_error="skip")
@@ -322,7 +322,7 @@ def test_a_category_with_too_few_images(backbone: ClipBackbone, tmp_path: Path) 
 
 def test_an_image_that_was_not_there(backbone: ClipBackbone, tmp_path: Path) -> None:
     model, batch = musc(backbone), batch_of(2, 42)
-    with pytest.raises(DatasetError, match=r"image_0\.png: MuSc knows nothing of this image"):
+    with pytest.raises(DatasetError, match=r"image_0\.png: MuSc has no results for this image"):
         model.score(model.extract(batch), batch)
     data = data_of(write_set(tmp_path / "set"), model)
     with pytest.raises(TypeError, match="give the trainer a datamodule"):
@@ -357,7 +357,7 @@ def musc2(backbone: ClipBackbone, **arguments: Any) -> MuSc2:
 
 
 def beside(images: Tensor, references: Sequence[Sequence[int]]) -> Batch:
-    """Returns a batch in which images have others as their references."""
+    """Returns a batch whose images are references of each other."""
     batch = batch_of(len(images), images.shape[-1])
     batch.image, batch.reference, batch.reference_rows = images, images[:0], torch.tensor(references)
     return batch

@@ -36,7 +36,7 @@ def images() -> torch.Tensor:
 
 
 def scored(model: MuSc, images: torch.Tensor, folder: Path) -> list[Scored]:
-    """Returns what the images say of each other, read in batches of 4 and compared two at a time."""
+    """Returns the mutual scores of the images, read in batches of 4 and compared two at a time."""
     batches = zip([SAMPLES[:4], SAMPLES[4:]], images.split(4), strict=True)
     encoded = [(samples, model.backbone.encode_image(part, model.spec)) for samples, part in batches]
     model.block = 2

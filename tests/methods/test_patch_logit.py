@@ -1,4 +1,4 @@
-"""Patch logit's own: equal to loops, what it learns, what each part adds, arguments."""
+"""Patch logit: equal to loops, training, the effect of each part, arguments."""
 
 import math
 from pathlib import Path

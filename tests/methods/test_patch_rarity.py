@@ -1,4 +1,4 @@
-"""Patch rarity: equal to loops, high where an image is unlike itself, other images without effect, arguments."""
+"""Patch rarity: equal to loops, high at unusual parts of an image, independent of other images, arguments."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""SubspaceAD's own: moments add up, parts equal a whole, batched zero-shot, what is refused."""
+"""SubspaceAD: moments add up, parts equal a whole, batched zero-shot, errors."""
 
 from pathlib import Path
 

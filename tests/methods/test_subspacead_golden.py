@@ -83,7 +83,7 @@ def test_subspace_and_scores(backbone: ClipBackbone, kind: str) -> None:
 
 @torch.no_grad()
 def test_the_method_from_pixels_on(backbone: ClipBackbone) -> None:
-    """From the residual streams of 20 blocks on, which float32 knows to 1e-4: scores of up to 100, to 1e-4 of them."""
+    """From the residual streams of 20 blocks, which float32 gives to 1e-4: scores up to 100, to a relative 1e-4."""
     model = SubspaceAD(backbone, layers=LAYERS, k_shot=2, rotations=0)
     model.fit_memory(KEY, prepared(backbone, [f"train.{i}" for i in STORED["base.shots"]]))
     batch = batch_of(prepared(backbone, [f"test.{i}" for i in ORDER]))

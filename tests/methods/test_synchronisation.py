@@ -1,4 +1,4 @@
-"""No step makes the host wait for the device: shown on the device `meta`, whose tensors have no values to wait for."""
+"""No step synchronises host and device: tested on the device `meta`, whose tensors have no values."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -28,7 +28,7 @@ Case = tuple[Callable[[Batch], list[str]], Batch]
 
 
 class Transfers(TorchDispatchMode):
-    """Notes each copy from the host; whatever asks for a value, or for its number, raises on this device by itself."""
+    """Records each copy from the host. Reading a value, or a number of values, raises on this device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ def _is_of_host(value: torch.Tensor) -> bool:
 
 
 def bring(model: AnomalyMethod) -> AnomalyMethod:
-    """Returns the method on the device, with what it keeps from step to step."""
+    """Returns the method on the device, with the state that it keeps between steps."""
     for text in (part for part in vars(model).values() if isinstance(part, CategoryText)):
         text.kept = {category: kept.to(META) for category, kept in text.kept.items()}
     if isinstance(model, AdaptCLIP) and model.fixed_texts is not None:

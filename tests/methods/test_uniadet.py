@@ -1,4 +1,4 @@
-"""UniADet's own: equal to loops, its parameters, what each option changes, arguments."""
+"""UniADet: equal to loops, its parameters, the effect of each option, arguments."""
 
 import math
 from pathlib import Path
@@ -63,7 +63,7 @@ def test_the_loss_of_a_batch_equals_loops(tmp_path: Path) -> None:
 
 
 def test_parameters_are_those_of_the_paper(tmp_path: Path) -> None:
-    """15,360 for a ViT-L of CLIP's at its joint width, 4 C a layer: here of the tower's own width."""
+    """15,360 for CLIP's ViT-L at its joint width, 4 C per layer: here with the tower's own width."""
     model = small(tmp_path)
     width = model.backbone.vision.width
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 2 * 2 * width * 2
@@ -72,7 +72,7 @@ def test_parameters_are_those_of_the_paper(tmp_path: Path) -> None:
 
 
 def test_the_tasks_are_apart(tiny: ClipBackbone) -> None:
-    """Without a mask only the image's vectors move; the map's do not."""
+    """Without a mask, only the vectors of the image train, not those of the map."""
     model = UniADet(tiny, layers=LAYERS)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     losses = train_step(model, model.configure_optimizers(), with_masks(batch_of(2), [False, False]))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""WinCLIP's own: windows, harmonic means, text of categories, few-shot memory, arguments."""
+"""WinCLIP: windows, harmonic means, text of categories, few-shot memory, arguments."""
 
 import json
 from dataclasses import replace
@@ -69,7 +69,7 @@ def test_a_score_below_zero_by_rounding_counts_as_zero() -> None:
 
 
 def test_windows_equal_single_passes_of_their_tokens(small: ClipBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before the first normalisation, as the method is described, and whatever the size of a pass."""
+    """Before the first normalisation, as in the description of the method, and with passes of any size."""
     visual, image = small.vision.visual, batch_of(2, SIDE).image
     patches = visual.conv1(image).flatten(2).transpose(1, 2)
     tokens = torch.cat([visual.class_embedding.expand(2, 1, -1), patches], 1) + visual.positional_embedding
@@ -102,7 +102,7 @@ def test_a_window_of_the_whole_grid_is_the_image(tmp_path: Path, pool: str) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_medium_patch16_reg4_gap_256"])
 def test_windows_of_a_timm_tower(tmp_path: Path, name: str) -> None:
-    """With a class token, and with registers that stand before the patches of every window."""
+    """With a class token, and with registers before the patches of every window."""
     vision = {**TIMM["vision_cfg"], "timm_model_name": name, "timm_pool": "token" if "tiny" in name else "avg"}
     backbone = ClipBackbone(
         small_config(tmp_path, f"timm-{name}", **{**TIMM, "vision_cfg": vision}), "random", image_size=64

@@ -46,7 +46,7 @@ scales = st.sampled_from([(0.0, 1.0), (-3.0, 6.0), (0.49, 0.02), (1e30, 1e37), (
 
 
 def expected_of(maps, masks):
-    """Returns what the loops say, in the numbers that the maps hold: Python's own, which lose nothing."""
+    """Returns the results of the loops, in Python numbers, which represent the values of the maps exactly."""
     labels, expected = masks.any((1, 2)), {}
     if labels.any() and not labels.all():
         scores = maps.max((1, 2)).tolist(), labels.astype(int).tolist()
@@ -307,7 +307,7 @@ def test_an_unknown_mask_takes_the_pixel_metrics_away(exact):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["squeezed", "saturated", "half", "integers", "unbounded", "signed"])
 def test_the_bound_is_within_the_tolerance(kind, recwarn):
-    """On scores that defeat bins of a fixed range, though a million pixels share few of them."""
+    """On scores that bins of a fixed range cannot separate, although a million pixels have few different scores."""
     rng = np.random.default_rng(0)
     masks = np.zeros((4, 512, 512), np.uint8)
     masks[1:, 100:180, 200:300] = 1

@@ -44,7 +44,7 @@ def test_recorded_values_of_anomalib() -> None:
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("decimals", [1, 7])
 def test_within_its_bound_of_the_loop(seed: int, decimals: int) -> None:
-    """Ties and none; images of different sizes, each of which weighs alike in the shared rate."""
+    """With and without ties; images of different sizes, which have equal weight in the shared rate."""
     maps, masks = drawn(seed, (120, 120, 150, 100) * 3)
     maps = [part.round(decimals) for part in maps]
     result = aupimo(CategoryCounts.of(records_of(maps, masks, [m.any() for m in masks], [m.max() for m in maps])))

@@ -1,4 +1,4 @@
-"""The benchmark measures what it says, on data small enough for a test."""
+"""The benchmark measures the stated quantities, on data small enough for a test."""
 
 import importlib.util
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""95 % intervals hold the truth in about 95 % of sets of enough images; the experiment says where they do not."""
+"""95 % intervals contain the true value in about 95 % of sets of enough images; the experiment names exceptions."""
 
 import importlib.util
 import sys

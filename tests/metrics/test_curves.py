@@ -85,7 +85,7 @@ def test_bounds_hold_for_few_scores(pairs):
 
 @pytest.mark.parametrize("order", ["random", "best", "worst", "best tied"])
 def test_bounds_hold_in_the_worst_orders_and_are_not_idle(order):
-    """All scores in one bin, in orders that pull each metric to its ends."""
+    """All scores in one bin, in the orders that give each metric its extreme values."""
     rng = np.random.default_rng(0)
     labels = rng.permutation(np.repeat([0, 1], [400, 100]))
     ranks = {
@@ -144,7 +144,7 @@ def test_thresholds_of_binned_scores_keep_their_promise(pairs, rate):
 
 
 def test_a_threshold_between_two_numbers_of_float32_keeps_its_promise():
-    """NumPy would round it to float32 beside an array of that type; so small scores are told apart in float64 only."""
+    """NumPy would round it to float32 beside an array of that type; so float64 alone separates small scores."""
     scores, labels = np.float32([1e-40, 1e-40]), np.array([0, 1])
     threshold = threshold_at_sensitivity(binned(scores, labels, 2**10), 1)
     assert is_anomalous(scores, threshold).all()
@@ -152,7 +152,7 @@ def test_a_threshold_between_two_numbers_of_float32_keeps_its_promise():
 
 
 def test_scores_known_to_be_tied_add_nothing_to_the_bounds():
-    """Zero, one and what half precision leaves have bins of their own, beside bins that hold many scores."""
+    """Zero, one and half-precision values have their own bins beside bins with many scores."""
     rng = np.random.default_rng(0)
     labels = rng.random(4000) < 0.3
     scores = (rng.random(4000) + labels).astype(np.float16).astype(np.float32).clip(0.5, 1)

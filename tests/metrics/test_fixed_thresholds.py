@@ -13,7 +13,7 @@ from afclip_runtime.errors import UserError
 
 
 def exact(values):
-    """The mean and the standard deviation in whole numbers, to 40 digits."""
+    """The mean and the standard deviation by integer arithmetic, to 40 digits."""
     values = [Fraction(float(value)) for value in values]
     mean = sum(values) / len(values)
     variance = sum((value - mean) ** 2 for value in values) / len(values)

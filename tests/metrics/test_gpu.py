@@ -1,4 +1,4 @@
-"""Maps on a GPU are counted there: the same bits, and nothing of their size comes back."""
+"""Maps on a GPU are counted there: the same bits, and nothing of the size of a map is copied to the host."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from afclip_lightning.metrics import AnomalyMetrics, region_areas
 
 
 class Fetched(TorchDispatchMode):
-    """Notes how many elements every operation brings from the device to the host."""
+    """Records the number of elements that every operation copies from the device to the host."""
 
     def __init__(self) -> None:
         super().__init__()

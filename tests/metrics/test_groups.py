@@ -30,7 +30,7 @@ def row(*key):
 
 
 def by_loop(views, rule):
-    """Returns the labels and scores of groups, an image without a group being one."""
+    """Returns the labels and scores of groups. An image without a group is a group."""
     labels, scores = [], []
     for name in dict.fromkeys(group or i for i, (group, _, _) in enumerate(views)):
         members = [(label, score) for i, (group, label, score) in enumerate(views) if (group or i) == name]

@@ -36,7 +36,7 @@ def test_float64_keys_keep_the_order_and_can_be_read_back(values):
 
 
 def add(histogram, pixels):
-    """Adds pixels one batch a type: as float32 what it can hold, and the rest as float64."""
+    """Adds pixels in one batch per type: float32 for the values that it can represent, float64 for the others."""
     with np.errstate(over="ignore"):
         fits = [float(np.float32(score)) == score for score, _ in pixels]
     for number, wanted in ((torch.float32, True), (torch.float64, False)):

@@ -1,4 +1,4 @@
-"""The counts that are kept of each image add up to those of all pixels, in common groups too."""
+"""The counts per image add up to those of all pixels, also in common groups."""
 
 import numpy as np
 import pytest

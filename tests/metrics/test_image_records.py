@@ -1,4 +1,4 @@
-"""The file of what is kept of each image: read back as written, and refused in one message when it is not."""
+"""The file of image records: read back as written, and rejected in one message if it is damaged."""
 
 import json
 import zipfile
@@ -54,7 +54,7 @@ def refused(path, match):
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_such_file_is_refused(tmp_path):
+def test_other_files_are_refused(tmp_path):
     path = tmp_path / RECORDS_FILE
     refused(path, "does not exist")
     path.write_bytes(b"no archive")
@@ -73,7 +73,7 @@ def test_what_is_no_such_file_is_refused(tmp_path):
 
 
 def changed(path, **arrays):
-    """Writes a file with some arrays in place of its own; `None` leaves one out."""
+    """Writes a file with some arrays replaced; `None` leaves an array out."""
     write_records(path, all_records())
     with np.load(path) as found:
         parts = {**found, **arrays}

@@ -1,4 +1,4 @@
-"""Metrics from what is kept of images: of all, and of one defect type."""
+"""Metrics from image records: of all images, and of one defect type."""
 
 from dataclasses import replace
 

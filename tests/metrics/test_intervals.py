@@ -1,4 +1,4 @@
-"""Bootstrap intervals are those of SciPy, of a statistic that it can find, and absent where images are too few."""
+"""Bootstrap intervals equal SciPy's for a statistic that it can compute, and are absent if there are too few images."""
 
 from types import SimpleNamespace
 
@@ -90,13 +90,13 @@ def test_of_all_metrics_of_categories_and_their_mean():
     assert intervals_of(records, Settings(200, seed=1)).by_row != found.by_row
 
 
-def test_a_category_has_its_interval_whatever_lies_beside_it():
+def test_the_interval_of_a_category_is_independent_of_other_categories():
     records = {("x", name): records_of(*categories(images=18, seed=seed)) for seed, name in enumerate("ab")}
     both, alone = intervals_of(records, Settings(200)), intervals_of({("x", "b"): records["x", "b"]}, Settings(200))
     assert alone.by_row["x", "b"] == alone.by_row["x", MEAN] == both.by_row["x", "b"]
 
 
-def test_too_few_images_have_no_interval_and_it_is_said_once():
+def test_too_few_images_have_no_interval_which_is_reported_once():
     few = images_of(*scores(0, normal=4))
     enough = images_of(*scores(1, normal=5, anomalous=5))
     found = intervals_of({("x", "few"): few, ("x", "enough"): enough, ("y", "none"): []}, Settings(100))
@@ -125,7 +125,7 @@ def test_anomalous_pixels_in_one_image_have_no_interval():
     )
 
 
-def test_what_every_sample_agrees_on_is_a_point():
+def test_a_value_equal_in_all_samples_has_an_interval_of_zero_length():
     perfect = images_of(np.zeros(8), np.ones(8))
     assert set(intervals_of({("x", "a"): perfect}, Settings(100)).by_row["x", "a"].values()) == {(1.0, 1.0)}
     ties = images_of(np.zeros(8), np.zeros(8))
@@ -211,7 +211,7 @@ def test_of_many_images_some_are_left_out_and_the_interval_moves_little(monkeypa
         assert interval(some[key]) == (pytest.approx(low, abs=width / 50), pytest.approx(high, abs=width / 50))
 
 
-def test_what_is_left_out_is_worked_on_in_parts(monkeypatch):
+def test_left_out_images_are_processed_in_parts(monkeypatch):
     images = CategoryCounts.of(images_of(*scores(0, 20, 20)))
     whole = resampled(images, 100)
     shapes = []

@@ -1,4 +1,4 @@
-"""Counts of images in a temporary file: read back as they were, and little of them in memory."""
+"""Counts of images in a temporary file: read back unchanged, with little memory."""
 
 import pickle
 

@@ -1,4 +1,4 @@
-"""What a fixed threshold makes of scores, against counting them one by one."""
+"""Rates at a fixed threshold, against counting scores one by one."""
 
 import numpy as np
 import pytest

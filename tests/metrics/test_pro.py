@@ -81,7 +81,7 @@ def test_equal_to_the_loops_and_within_the_bound(data):
 
 
 def test_a_vertical_step_at_the_limit_does_not_count():
-    """Half of the normal pixels are above all anomalous ones, and the limit is that half."""
+    """Half of the normal pixels are above all anomalous ones, and the limit is this share."""
     maps, masks = np.float32([[[3, 3, 2, 1, 1]]]), np.uint8([[[0, 0, 1, 0, 0]]])
     exact, _ = both_counts(maps, masks)
     assert pro(exact, 0.5) == naive.pro(maps, masks, 0.5) == 0

@@ -1,4 +1,4 @@
-"""1, 2 and 3 processes give the same bits: the metric by itself, and what the evaluation loaders feed to it."""
+"""1, 2 and 3 processes give the same bits, for the metric alone and with the evaluation loaders."""
 
 import multiprocessing
 import warnings
@@ -30,7 +30,7 @@ IMAGES = 11
 
 
 def write_images(root):
-    """Writes an odd number of images, of which all but three have a defect."""
+    """Writes an odd number of images. All but three have a defect."""
     rng = np.random.default_rng(0)
     for name in ("good", "bad", "masks"):
         (root / name).mkdir(parents=True)
@@ -44,7 +44,7 @@ def write_images(root):
 
 
 def of_shares(batches, exact, finer=()):
-    """Returns what a process finds whose batches hold these images; those in `finer` come in float64."""
+    """Returns the result of a process whose batches hold these images; those in `finer` are in float64."""
     metrics = AnomalyMetrics(exact=exact)
     for batch in batches:
         maps, *others = (part[batch] for part in stream())
@@ -74,7 +74,7 @@ def of_loader(root):
 
 
 def of_images(batches):
-    """Returns intervals, and the file of what is kept, of the images of all processes."""
+    """Returns intervals and the file of records, of the images of all processes."""
     maps, masks, scores, labels = stream(count=24)
     shown = [i for batch in batches for i in (2 * batch[0], *range(2 * batch[0] + 1, 2 * batch[-1] + 2))]
     own = [
@@ -105,7 +105,7 @@ def process(rank, folder):
 
 @pytest.fixture(scope="module")
 def values(tmp_path_factory) -> dict[tuple[int, int], list]:
-    """What each process of each number of processes found."""
+    """The results of each process, for each number of processes."""
     folder: Path = tmp_path_factory.mktemp("processes")
     write_images(folder / "images")
     multiprocessing.set_forkserver_preload([__name__])  # imported once for all three

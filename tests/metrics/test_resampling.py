@@ -1,4 +1,4 @@
-"""Metrics of weighted counts are those of images that were drawn by hand, by scikit-learn."""
+"""Metrics of weighted counts equal scikit-learn's metrics of explicitly drawn images."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def best_f1(labels, scores):
 
 
 def by_hand(maps, masks, labels, scores, times):
-    """Returns the metrics of the images, each as often as it was drawn, from all scores."""
+    """Returns the metrics from all scores of the images, each repeated as often as it was drawn."""
     at = np.repeat(np.arange(len(maps)), times.astype(int))
     marked, values = masks[at].ravel(), maps[at].ravel()
     areas = np.stack([regions(mask).numpy() for mask in masks])[at].ravel()
@@ -77,7 +77,7 @@ def test_samples_are_images_drawn_by_hand_within_the_proven_bound(seed):
 
 
 def fixed_by_hand(labels, scores, threshold):
-    """Returns what scikit-learn says of a threshold."""
+    """Returns scikit-learn's rates at a threshold."""
     above = scores.astype(float) > threshold
     return {
         "fpr": 1 - recall_score(labels, above, pos_label=0),

@@ -59,7 +59,7 @@ def patients() -> tuple[np.ndarray, np.ndarray]:
 
 
 def components(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns what `delong` does, from all pairs of images."""
+    """Returns the result of `delong`, computed from all pairs of images."""
     areas, rows, columns = [], [], []
     for method in scores:
         wins = [[1.0 if a > b else 0.5 if a == b else 0.0 for b in method[labels == 0]] for a in method[labels == 1]]
@@ -133,7 +133,7 @@ def test_the_bootstrap_p_value_is_as_defined() -> None:
 
 
 def test_both_tests_hold_their_level() -> None:
-    """Of two methods that are equally good, 5 % of simulated sets say otherwise."""
+    """For two equally good methods, 5 % of simulated sets show a difference."""
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1], 30)
     common = rng.normal(0, 1, (400, 60)) + labels
@@ -143,7 +143,7 @@ def test_both_tests_hold_their_level() -> None:
 
 
 def test_the_best_method_is_among_those_that_may_be() -> None:
-    """Of 6 methods on 40 images, one is a little better: it is left out in 5 % of simulated sets, worse ones more."""
+    """Of 6 methods on 40 images, one is slightly better. It is left out in 5 % of simulated sets, others more often."""
     rng = np.random.default_rng(0)
     truth = np.array([0.05, 0.0, 0.0, 0.0, -0.3, -1.0])
     kept = []

@@ -1,4 +1,4 @@
-"""sPRO: against a loop over defects and thresholds, streamed, exact, from what is kept of images."""
+"""sPRO against a loop over defects and thresholds: streamed, exact, from image records."""
 
 import numpy as np
 import pytest

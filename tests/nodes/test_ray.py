@@ -1,4 +1,4 @@
-"""A Ray cluster of two nodes that share one folder: the same tables as of one process, and a node may be lost."""
+"""A Ray cluster of two nodes that share one folder: the same tables as with one process, also if a node is lost."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +16,7 @@ ADDRESS = "node1:6379"
 
 @pytest.fixture(scope="module")
 def nodes(work: Path) -> Iterator[TwoNodes]:
-    """Two nodes of a Ray cluster with a processor each."""
+    """Two nodes of a Ray cluster with one processor each."""
     with two_nodes(work.parent) as nodes:
         small = ["--num-cpus=1", "--object-store-memory=100000000", "--disable-usage-stats"]
         nodes.run(1, "ray", "start", "--head", "--node-ip-address=10.203.0.1", "--include-dashboard=false", *small)

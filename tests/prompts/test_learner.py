@@ -67,7 +67,7 @@ def test_deep_tokens_are_rounded_only_if_asked(backbone: ClipBackbone) -> None:
 
 
 def test_each_prompt_s_part_of_the_gradient_is_rounded(backbone: ClipBackbone) -> None:
-    """As in the official codes: the sum of rounded parts, and not the rounded sum."""
+    """As in the official codes: the sum of rounded parts, not the rounded sum."""
     deep = DeepTokens(backbone, 3, half=True)
     parts = torch.randn(2, 5, 4, 16, generator=torch.Generator().manual_seed(0))
     torch.autograd.backward(deep(5), list(parts))

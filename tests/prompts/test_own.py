@@ -1,4 +1,4 @@
-"""Prompts of one's own: files in other languages, from the file to a table of results."""
+"""Your own prompts: files in other languages, from the file to a table of results."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The prompt tables give the very sentences that the official codes encoded.
+"""The prompt tables give exactly the sentences that the official codes encoded.
 
 The hashes are SHA-256 of the sentences joined by newlines, recorded while the public codes ran: Accurate-WinCLIP
 (eef4f8c) and anomalib (b723368), which are equal, AnoVL (3a70bfd), VAND-APRIL-GAN (f13b8a6), AdaCLIP (e27ee32) and

@@ -44,7 +44,7 @@ def highest_cluster(patches: list[np.ndarray], probability: np.ndarray, clusters
         patches: `[N, D]` per layer.
         probability: `[N]`.
         clusters: K.
-        rounds: Of k-means.
+        rounds: Rounds of k-means.
     """
     means = [_mean([layer[n] for layer in patches]) for n in range(len(probability))]
     labels = k_means(np.array(means), clusters, rounds)

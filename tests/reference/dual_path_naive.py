@@ -33,7 +33,7 @@ def parts(attention: Any, token: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def mix(queries: Tokens, keys: Tokens, values: Tokens) -> Tokens:
-    """What each token gathers: values weighed by softmax(q k / sqrt(d)), all `[d]` of one head."""
+    """Attention of each token: values weighted by softmax(q k / sqrt(d)), all `[d]` of one head."""
     gathered = []
     for query in queries:
         weights = [math.exp(float(query @ key) / math.sqrt(len(query))) for key in keys]

@@ -16,7 +16,7 @@ def orthogonality(embeddings: np.ndarray) -> float:
 
 
 def probability(token: np.ndarray, normal: np.ndarray, abnormal: np.ndarray, temperature: float) -> float:
-    """Eq. (3): of the abnormal state, for one token and one embedding a state, none of unit length."""
+    """Eq. (3): of the abnormal state, for one token and one embedding per state, none L2-normalised."""
     exponents = []
     for text in (normal, abnormal):
         cosine = float(token @ text) / (np.linalg.norm(token) * np.linalg.norm(text))
@@ -44,7 +44,7 @@ def focal(probabilities: list[float], target: list[int], gamma: float = 2.0, smo
 
 
 def dice(maps: np.ndarray, masks: np.ndarray) -> float:
-    """Eq. (7), second and third term: `[B, H, W]`, a coefficient an image."""
+    """Eq. (7), second and third term: `[B, H, W]`, one coefficient per image."""
     losses = []
     for p, g in zip(maps, masks, strict=True):
         overlap = sum(float(p[y, x]) * float(g[y, x]) for y in range(p.shape[0]) for x in range(p.shape[1]))

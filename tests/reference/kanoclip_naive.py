@@ -1,4 +1,4 @@
-"""KAnoCLIP's equations as plain loops in float64, written from the paper and from what our reconstruction says."""
+"""KAnoCLIP's equations as plain loops in float64, written from the paper and from our reconstruction."""
 
 import math
 
@@ -39,7 +39,7 @@ def norm(tokens: np.ndarray, p: Parameters, name: str) -> np.ndarray:
 
 
 def attention(tokens: np.ndarray, context: np.ndarray, p: Parameters, name: str, heads: int) -> np.ndarray:
-    """Eq. (4) with heads: tokens `[T, W]` look at a context `[S, W]`."""
+    """Eq. (4) with heads: tokens `[T, W]` attend to a context `[S, W]`."""
     q, k, v = linear(tokens, p, f"{name}.to_q"), linear(context, p, f"{name}.to_k"), linear(context, p, f"{name}.to_v")
     size = q.shape[1] // heads
     mixed = np.zeros_like(q)
@@ -53,7 +53,7 @@ def attention(tokens: np.ndarray, context: np.ndarray, p: Parameters, name: str,
 
 
 def at(plane: np.ndarray, x: float, y: float) -> np.ndarray:
-    """What lies at column x and row y of a plane `[h, w, C]`, bilinearly; outside, what lies nearest."""
+    """Value at column x and row y of a plane `[h, w, C]`, bilinear; outside, the nearest value."""
     x, y = min(max(x, 0), plane.shape[1] - 1), min(max(y, 0), plane.shape[0] - 1)
     left, top = int(x), int(y)
     total = np.zeros(plane.shape[2])
@@ -96,7 +96,7 @@ def points(queries: np.ndarray, p: Parameters, name: str, groups: int, stride: i
 def deformable(
     tokens: np.ndarray, grid: tuple[int, int], p: Parameters, name: str, heads: int, groups: int, stride: int
 ) -> np.ndarray:
-    """Self-attention of patches `[N, W]` over points that follow from them."""
+    """Self-attention of patches `[N, W]` over points that depend on them."""
     queries = linear(tokens, p, f"{name}.attention.to_q").reshape(*grid, -1)
     plane = tokens.reshape(*grid, -1)
     channels = plane.shape[2] // groups
@@ -144,7 +144,7 @@ def conv_adapter(
 
 
 def upsampled(plane: np.ndarray, size: int) -> np.ndarray:
-    """A plane `[h, w, C]` at `[size, size, C]`: bilinear, a patch's centre on its own."""
+    """A plane `[h, w, C]` at `[size, size, C]`: bilinear, the centre of each patch keeps its place."""
     h, w = plane.shape[:2]
     out = np.zeros((size, size, plane.shape[2]))
     for row in range(size):
@@ -156,7 +156,7 @@ def upsampled(plane: np.ndarray, size: int) -> np.ndarray:
 def two_maps(
     stages: list[tuple[np.ndarray, np.ndarray]], grid: tuple[int, int], size: int, temperature: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Eq. (9): normal and abnormal map of what BiCA gives, patches `[N, D]` and text `[2, D]` a stage."""
+    """Eq. (9): normal and abnormal map from the outputs of BiCA, patches `[N, D]` and text `[2, D]` per stage."""
     maps = np.zeros((2, size, size))
     for patches, text in stages:
         logits = np.zeros((len(patches), 2))

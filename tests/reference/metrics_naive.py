@@ -1,4 +1,4 @@
-"""Loop-only twins of the metrics, from their definitions. Slow on purpose. Every distinct score is a threshold."""
+"""The metrics with loops, from their definitions. Slow on purpose. Every distinct score is a threshold."""
 
 import math
 import struct
@@ -92,7 +92,7 @@ def pro(maps: np.ndarray, masks: np.ndarray, fpr_limit: float) -> float:
 
 
 def aupimo(maps: list[np.ndarray], masks: list[np.ndarray], low: float = 1e-5, high: float = 1e-4) -> dict[int, float]:
-    """Returns, of each anomalous image, its recall averaged over the logarithm of the shared false-positive rate.
+    """Returns the recall of each anomalous image, averaged over the logarithm of the shared false-positive rate.
 
     Every score of a normal image is a threshold, from the highest down; recall just above it and at it count one half.
     """

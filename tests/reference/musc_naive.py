@@ -46,7 +46,7 @@ def mutual_maps(
     interval: float,
     references: list[list[int]],
 ) -> np.ndarray:
-    """MSM: tokens `[I, 1 + N, C]` a layer, and the references of each image, to scores `[I, N]`."""
+    """MSM: tokens `[I, 1 + N, C]` per layer, and the references of each image, to scores `[I, N]`."""
     count, patches = len(layers[0]), grid[0] * grid[1]
     total = np.zeros((count, patches))
     for tokens in layers:
@@ -61,7 +61,7 @@ def mutual_maps(
 
 
 def constrain(scores: list[float], embeddings: np.ndarray, windows: tuple[int, ...]) -> list[float]:
-    """RsCIN: scores of all images, and their embeddings of unit length."""
+    """RsCIN: scores of all images, and their L2-normalised embeddings."""
     low, high = min(scores), max(scores)
     scaled = [(score - low) / (high - low) for score in scores]
     out = []

@@ -12,7 +12,7 @@ def half_cosine_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def nearest(layers: list[np.ndarray], memory: list[np.ndarray]) -> list[float]:
-    """Score of each patch: of `[N, C]` a layer, beside `[M, C]` remembered ones a layer."""
+    """Score of each patch `[N, C]` per layer, against `[M, C]` stored ones per layer."""
     scores = []
     for patch in range(len(layers[0])):
         distances = [
@@ -24,7 +24,7 @@ def nearest(layers: list[np.ndarray], memory: list[np.ndarray]) -> list[float]:
 
 
 def rarity(layers: list[np.ndarray], share: float) -> list[float]:
-    """Score of each patch of `[N, C]` a layer: the mean distance to the nearest others, as many as `share` says."""
+    """Score of each patch `[N, C]` per layer: the mean distance to the nearest others, the share `share` of them."""
     count = len(layers[0])
     kept = max(1, round(share * (count - 1)))
     scores = []

@@ -23,7 +23,7 @@ def logits(
         tokens: `[1 + N, C]` per layer, the class token first.
         own: `[L, C]`, weights of the normalised tokens.
         deviation: `[L, C]`, of what sets them apart from the image's mean.
-        bias: Of all.
+        bias: Bias of all patches.
     """
     total = np.full(len(tokens[0]) - 1, bias)
     for layer, first, second in zip(tokens, own, deviation, strict=True):

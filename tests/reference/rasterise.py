@@ -1,4 +1,4 @@
-"""Which pixels a polygon, an ellipse or a line marks, pixel by pixel and stretch by stretch, in plain Python."""
+"""Which pixels a polygon, an ellipse or a line marks, pixel by pixel and section by section, in plain Python."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Loop-only twin of sPRO, from its definition: each defect by itself, at every threshold. Slow on purpose."""
+"""sPRO with loops, from its definition: each defect by itself, at every threshold. Slow on purpose."""
 
 from itertools import pairwise
 
@@ -10,8 +10,8 @@ def spro(maps: list[np.ndarray], defects: list[list[tuple[np.ndarray, float]]], 
 
     Args:
         maps: Scores of each image, `[H, W]`.
-        defects: Of each image: mask `[H, W]` and saturation in pixels of each defect.
-        fpr_limit: In (0, 1].
+        defects: Per image, mask `[H, W]` and saturation in pixels of each defect.
+        fpr_limit: Limit in (0, 1].
     """
     normal = []
     for scores, of_image in zip(maps, defects, strict=True):

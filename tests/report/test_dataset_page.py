@@ -1,4 +1,4 @@
-"""The page and the contact sheet of a dataset: what they say, what they escape, what is drawn, and a real browser."""
+"""The page and the contact sheet of a dataset: texts, escaping, drawings, and a real browser."""
 
 import os
 import re
@@ -61,7 +61,7 @@ def test_the_page_says_what_is_in_the_set(overview: Overview) -> None:
     assert "mark less than that" not in text  # than a patch
 
 
-def test_what_is_worth_a_word_is_said(overview: Overview) -> None:
+def test_remarks_are_shown(overview: Overview) -> None:
     bolt = next(group for group in overview.groups if group.marked)
     tiny = replace(overview, groups=[replace(bolt, marked=(0.0, 1e-5, 1e-4, 0.5))], problems=["a: torn"] * 50)
     page = dataset_page.render(tiny)
@@ -125,7 +125,7 @@ def test_bars_have_the_height_of_their_counts() -> None:
 
 
 def yellow(sheet: Image.Image) -> np.ndarray:
-    """Returns where a sheet has about the colour of an outline, `[H, W]`."""
+    """Returns the pixels of a sheet that have about the colour of an outline, `[H, W]`."""
     return (np.abs(np.asarray(sheet).astype(int) - LINE) < 60).all(axis=-1)
 
 

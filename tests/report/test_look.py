@@ -1,4 +1,4 @@
-"""One look: the report, the page of `serve` and the documentation share colours and fonts that can be read."""
+"""One look: the report, the page of `serve` and the documentation share readable colours and fonts."""
 
 import re
 

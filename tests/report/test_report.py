@@ -1,4 +1,4 @@
-"""The report: what a run keeps for it, what it says, and the page in a real browser."""
+"""The report: the files of a run for it, its texts, and the page in a real browser."""
 
 import csv
 import json
@@ -126,7 +126,7 @@ def test_a_calibration_calls_anomalous_what_exceeds_it(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("missing", ["scores.csv", "curves.json", "run.json", "pictures/cases/cases.json"])
-def test_what_a_run_did_not_keep_is_said_to_be_unknown(tmp_path: Path, missing: str) -> None:
+def test_missing_parts_of_a_run_are_shown_as_unknown(tmp_path: Path, missing: str) -> None:
     folder = write_run(tmp_path / "run", {"a": 1.0})
     assert "unknown" not in re.sub("<style>.*</style>", "", render(read_run(folder)), flags=re.DOTALL)
     (folder / missing).unlink()
@@ -145,7 +145,7 @@ def test_intervals_stand_below_their_values(tmp_path: Path) -> None:
     page = render(read_run(folder))
     # the mean stands at the top too
     assert re.findall(r'class="interval">([^<]*)<', page) == ["75.0 to 100.0", "25.0 to 50.0", "75.0 to 100.0"]
-    assert "Below a value stands its 95 % interval" in page
+    assert "Below each value is its 95 % interval" in page
     table["rows"][0]["operating_points"] = {"image": {"rule": "mean+3sd", "threshold": 1.5, "fpr": 0.5}}
     table["rows"][0]["intervals"]["image_fixed_fpr"] = [0.125, 0.875]
     (folder / "results.json").write_text(json.dumps(table))
@@ -156,7 +156,8 @@ def test_intervals_stand_below_their_values(tmp_path: Path) -> None:
     assert "up to 3 in n" not in page
     table["rows"][0]["intervals"]["image_fixed_fpr"] = [0.0, 0.0]
     (folder / "results.json").write_text(json.dumps(table))
-    assert render(read_run(folder)).count("of n images without an error, up to 3 in n of others may have one") == 1
+    said = "after n images without an error, up to 3 in n other images may have one"
+    assert render(read_run(folder)).count(said) == 1
 
 
 def test_a_category_without_normal_images_has_a_report(tmp_path: Path) -> None:
@@ -289,7 +290,7 @@ def test_a_page_holds_nothing_from_outside_of_its_folder(tmp_path: Path) -> None
     assert (inspected / "report.html").read_text().count("data:image/jpeg") == 1
 
 
-def test_names_that_are_no_utf8_have_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_that_are_not_utf8_have_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = os.fsdecode(b"caf\xe9\x1b[31m")
     folder = write_run(tmp_path / name, {name: 1.0, "=1+1": 1.0})
     assert main([str(folder)]) == 0
@@ -308,7 +309,7 @@ def test_names_that_are_no_utf8_have_a_report(tmp_path: Path, capsys: pytest.Cap
 
 
 @pytest.mark.slow
-def test_a_set_whose_names_are_no_utf8_is_tested_and_predicted(
+def test_a_set_with_names_that_are_not_utf8_is_tested_and_predicted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

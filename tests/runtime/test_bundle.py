@@ -1,4 +1,4 @@
-"""A bundle gives the files of `afclip inspect` without torch, and says in one message what is wrong with it."""
+"""A bundle gives the files of `afclip inspect` without torch, and reports its faults in one message."""
 
 import json
 import os
@@ -63,7 +63,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it, where commands run."""
+    """A copy of it, the working folder of commands."""
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -188,7 +188,7 @@ def test_the_exported_calibration_holds_without_a_file(folder: Path) -> None:
 
 
 def change(name: str, do: Callable[[bytes], bytes], sums: bool = False) -> Callable[[Path], None]:
-    """Returns what changes a file of a bundle, and its sum with it if that is to be right."""
+    """Returns a function that changes a file of a bundle, and optionally its checksum."""
 
     def damage(bundle: Path) -> None:
         (bundle / name).write_bytes(do((bundle / name).read_bytes()))
@@ -249,9 +249,7 @@ def test_feedback_on_a_bundle_needs_no_torch_and_holds_from_the_next_run_on(
         (change(CALIBRATION, lambda b: b"{}"), r"model\.calibration\.json: there is no .*Calibrate again"),
     ],
 )
-def test_what_is_wrong_with_a_bundle_is_one_clear_message(
-    folder: Path, damage: Callable[[Path], None], message: str
-) -> None:
+def test_a_fault_of_a_bundle_is_one_clear_message(folder: Path, damage: Callable[[Path], None], message: str) -> None:
     (folder / "bundle" / CALIBRATION).write_text("{}")
     damage(folder / "bundle")
     with pytest.raises(UserError, match=message) as error:
@@ -387,7 +385,7 @@ def test_few_shot_images_region_and_white_level_go_with_it(tmp_path: Path) -> No
     )
 
 
-def test_what_must_be_installed_is_what_the_runtime_declares() -> None:
+def test_required_packages_are_those_that_the_runtime_declares() -> None:
     lines = [line.lstrip("# ") for line in REQUIRED.splitlines()]
     declared = runtime_project()
     stated = {str(Requirement(line)) for line in lines if re.match(r"[a-z-]+(\[\w+\])?[<>=]", line)}

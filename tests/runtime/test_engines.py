@@ -1,4 +1,4 @@
-"""All engines give the numbers of torch, and refuse what they would misread."""
+"""All engines give the numbers of torch, and reject files that they would misread."""
 
 from hashlib import sha256
 from importlib.util import find_spec
@@ -79,7 +79,7 @@ def test_scores_maps_and_verdicts_are_those_of_torch(
         np.testing.assert_array_equal(a.mask[sure], b.mask[sure])
 
 
-def test_a_batch_gives_what_its_images_give_alone(engine: GraphEngine) -> None:
+def test_a_batch_gives_the_results_of_its_single_images(engine: GraphEngine) -> None:
     views = drawn(5, (SIZE, SIZE), seed=3)
     scores, maps = engine.score(views)
     assert scores.dtype == maps.dtype == np.float32
@@ -102,7 +102,7 @@ def test_a_batch_gives_what_its_images_give_alone(engine: GraphEngine) -> None:
     ],
     ids=["float", "one image", "another size", "channels first", "none"],
 )
-def test_what_is_no_batch_of_views_is_refused(engine: GraphEngine, views: np.ndarray) -> None:
+def test_invalid_batches_of_views_are_refused(engine: GraphEngine, views: np.ndarray) -> None:
     with pytest.raises(ValueError, match=rf"views must be \[B, {SIZE}, {SIZE}, 3\], uint8, got"):
         engine.score(views)
 
@@ -157,7 +157,7 @@ def test_drawn_images_are_the_same_everywhere() -> None:
 
 
 class Shifted:
-    """An engine whose numbers are off, or not finite."""
+    """An engine with wrong or non-finite numbers."""
 
     name = "onnx"
 
@@ -179,7 +179,7 @@ def test_an_engine_with_other_numbers_is_found_out(engine: GraphEngine) -> None:
                 test.check(Shifted(engine, by), images)  # type: ignore[arg-type]
 
 
-def test_a_self_test_without_numbers_is_none() -> None:
+def test_a_self_test_without_numbers_is_refused() -> None:
     row = (0.0,) * POINTS**2
     assert len(SelfTest((0.0,) * IMAGES, (row,) * IMAGES, 1e-3).scores) == IMAGES
     for scores, maps in (((), ()), ((0.0,), ()), ((0.0,), (row[1:],))):

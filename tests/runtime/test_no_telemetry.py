@@ -1,4 +1,4 @@
-"""Engines report nothing to their makers: they leave no identifier of the machine, and open no connection."""
+"""Engines send no telemetry: they store no identifier of the machine, and open no connection."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""A region of interest gives one number on every route: commands, torch, bundles on each engine, the page's server."""
+"""A region of interest gives the same numbers on every route: commands, torch, bundles per engine, the page."""
 
 import base64
 import json
@@ -35,7 +35,7 @@ ROI = {
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A head, normal images, a region of interest, and images of three sizes of its shape."""
+    """A head, normal images, a region of interest, and images of its aspect ratio in three sizes."""
     monkeypatch.chdir(tmp_path)
     write_head(tmp_path, "AFCLIP")
     write_pictures(tmp_path / "good", 9, seed=20)

@@ -35,7 +35,7 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def on_two_nodes(*command: str) -> str:
-    """Runs a command of the project on two nodes, one process each, and returns what it said."""
+    """Runs a command of the project on two nodes, one process each, and returns its output."""
     log = finish(submit("fit_ddp.sbatch", *command, nodes="2", ntasks_per_node="1"))
     assert "Starting with 2 processes" in log, log
     return log

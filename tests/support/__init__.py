@@ -1,4 +1,4 @@
-"""What tests build on: no test module imports another."""
+"""Common parts of tests: no test module imports another."""
 
 import socket
 from pathlib import Path

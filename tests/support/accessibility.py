@@ -1,4 +1,4 @@
-"""What a keyboard and a screen reader need of a page, looked at in a real browser."""
+"""Requirements of keyboards and screen readers on a page, checked in a real browser."""
 
 from typing import TYPE_CHECKING
 
@@ -37,7 +37,7 @@ LOOK = """() => {
 
 
 def faults_of(page: "Page") -> list[str]:
-    """Returns what a screen reader could not tell of a page as it is now: one line per fault."""
+    """Returns the faults of a page for screen readers, one line each."""
     found: list[str] = page.evaluate(LOOK)
     return found
 

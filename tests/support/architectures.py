@@ -23,15 +23,15 @@ TEXT = {"width": 32, "heads": 2, "layers": 2}
 
 @dataclass(frozen=True)
 class Architecture:
-    """A model and how it is made small.
+    """A model, and the changes that make it small.
 
     Attributes:
         model: As `ClipBackbone` takes it.
         size: Side of the input in pixels: 4 x 4 patches.
-        trunk: What timm's constructor is given in place of what it would take, beside the depth.
+        trunk: Arguments of timm's constructor that replace its own, besides the depth.
         wide: Whether the width is as it is, since its stem gives no other.
         has_class_token: Whether there is one.
-        pools: What makes the image embedding: the class `token`, the mean of the patches (`avg`), or attention (`map`).
+        pools: Source of the image embedding: the class `token`, the mean of the patches (`avg`), or attention (`map`).
     """
 
     model: str
@@ -105,7 +105,7 @@ def build_tiny(name: str, folder: Path, **arguments: Any) -> ClipBackbone:
 
 @contextmanager
 def smaller_trunks(changes: dict[str, Any]) -> Iterator[None]:
-    """Has timm make its models at the tests' depth and with these changes, and ours a small text tower beside them."""
+    """Makes timm build its models at the tests' depth with these changes, and ours a small text tower."""
     with (
         mock.patch.object(timm, "create_model", partial(timm.create_model, depth=DEPTH, **changes)),
         mock.patch.dict(building.RANDOM_TEXT, TEXT),
@@ -129,7 +129,7 @@ def _config(one: Architecture, folder: Path) -> str:
 
 @torch.no_grad()
 def randomise(module: nn.Module, seed: int = 0) -> None:
-    """Fills all parameters, so that layer scales, norms and tokens that begin at 0 or 1 matter."""
+    """Fills all parameters, so that layer scales, norms and tokens that are 0 or 1 at first have an effect."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)

@@ -23,8 +23,8 @@ class Block:
         page: Its page, from the repository's root.
         line: Line of the page that it begins in.
         language: `bash`, `python` or another.
-        needs: What it needs that a test does not have, of the comment before it; empty where it runs in a test.
-        text: What it says.
+        needs: Requirements that tests lack, from the comment before it; empty if it runs in a test.
+        text: Content of the block.
     """
 
     page: str
@@ -35,7 +35,7 @@ class Block:
 
     @property
     def place(self) -> str:
-        """Returns where it stands."""
+        """Returns its position in the page."""
         return f"{self.page}:{self.line}"
 
 
@@ -55,7 +55,7 @@ def blocks_of(path: Path) -> Iterator[Block]:
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """Yields the words of each command of a shell block; comments and what redirects are left out."""
+    """Yields the words of each command of a shell block; comments and redirections are left out."""
     for line in re.sub(r"\\\n\s*", " ", text).splitlines():
         reader = shlex.shlex(line, posix=True, punctuation_chars="&;|<>")
         reader.whitespace_split = True

@@ -30,7 +30,7 @@ def browser() -> Iterator["Browser"]:
 
 @pytest.fixture
 def page(browser: "Browser") -> Iterator["Page"]:
-    """A page of its own, 1280 × 900, in which an error of a script fails the test."""
+    """A new page, 1280 × 900. An error of a script fails the test."""
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))

@@ -1,4 +1,4 @@
-"""Every method of the package: how it is built for the tests that all methods pass, and what holds of it."""
+"""Every method of the package: how it is built for the common tests, and its properties."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,12 +14,12 @@ Arguments = dict[str, Any]
 
 @dataclass(frozen=True)
 class Case:
-    """The arguments of a method, by the CLIP that it is built on, and what holds of it.
+    """The arguments of a method, by the CLIP that it is built on, and its properties.
 
     Attributes:
-        small: On the CLIP of three blocks of `clips.py`, whose text tower has two.
-        tiny: On the package's own CLIP of eight blocks, whose text tower has four; by the name of the variant.
-        head: On the CLIP of two blocks of `small_models.py`.
+        small: Arguments on the CLIP of three blocks of `clips.py`, whose text tower has two.
+        tiny: Arguments on the package's CLIP of eight blocks, whose text tower has four; by the name of the variant.
+        head: Arguments on the CLIP of two blocks of `small_models.py`.
         run: Beside those of `small`, in runs over several processes; `None` where no such run is made.
         trains: Whether it has something to train. If so the tests of `small` and `run` are made with it.
         bounded: Whether scores and maps are in [0, 1], as probabilities and distances are.
@@ -199,7 +199,7 @@ CASES = {
         trains=False,
         at_once=False,
     ),
-    "NearestNeighbours": Case(  # what it has no memory of, it refuses
+    "NearestNeighbours": Case(  # it rejects images without a memory
         small={"layers": [1, 3], "k_shot": 2},
         tiny={"Nearest neighbours": {"layers": (2, 4, 6, 8), "k_shot": 2}},
         head={"layers": [1, 2]},

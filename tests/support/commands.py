@@ -1,4 +1,4 @@
-"""Commands as a user gives them, on miniature trees of MVTec AD and VisA with a small random backbone."""
+"""Commands as a user types them, on miniature trees of MVTec AD and VisA with a small random backbone."""
 
 import csv
 import os

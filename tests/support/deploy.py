@@ -1,4 +1,4 @@
-"""What is deployed: the Dockerfile as instructions, and the tools that look at deployment files."""
+"""Deployment: the Dockerfile as instructions, and the tools that check deployment files."""
 
 import re
 import shutil
@@ -59,7 +59,7 @@ def steps_of(name: str) -> list[tuple[str, str]]:
 
 
 def tool(name: str) -> str:
-    """Returns where a tool lies that comes as a package; skips the test where it does not."""
+    """Returns the path of a tool from a package; skips the test if it is missing."""
     path = shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
     if path is None:
         pytest.skip(f"{name} is not installed")

@@ -35,7 +35,7 @@ def write_series(
         patient: Its ID.
         series: Its UID.
         order: Numbers in the names of the files, so that names and instance numbers say nothing of positions.
-        intercept: What is added to stored values to get the values.
+        intercept: Number that is added to stored values to get the values.
         fields: Further fields of all files.
     """
     data, affine = stored(values, codes, own)

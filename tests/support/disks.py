@@ -10,7 +10,7 @@ import pytest
 
 @contextmanager
 def small_disk(folder: Path, kilobytes: int) -> Iterator[Callable[[], None]]:
-    """Mounts a small disk as a new folder, and yields what gives it space; skips the test where that is not allowed.
+    """Mounts a small disk as a new folder, and yields a function that gives it space; skips the test if not allowed.
 
     Args:
         folder: Where.
@@ -29,5 +29,5 @@ def small_disk(folder: Path, kilobytes: int) -> Iterator[Callable[[], None]]:
 
 
 def half_written(folder: Path) -> list[Path]:
-    """Returns the files in the making that were left behind."""
+    """Returns the temporary files that were left behind."""
     return [path for path in folder.rglob("*") if path.name.endswith((".tmp", ".before"))]

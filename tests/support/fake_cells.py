@@ -1,4 +1,4 @@
-"""Runs that cost nothing, for the worker processes: they read the option `--do` and write what a run writes."""
+"""Runs without cost, for the worker processes: they read the option `--do` and write the files of a run."""
 
 import errno
 import json
@@ -67,7 +67,7 @@ def cell(out: Path, name: str, *actions: str, digest: str = "1") -> Cell:
 
 
 def run_here(cell: Cell, run: Run = run, retry: bool = False) -> State:
-    """Runs a cell as a worker does, without the process, and returns what became of it."""
+    """Runs a cell as a worker does, without a process, and returns the outcome."""
     if retry:
         clear_failure(cell)
     job = Cells([cell], run)

@@ -1,4 +1,4 @@
-"""How many images a backbone sees, and which a feature store knows."""
+"""The number of images that a backbone encodes, and the images in a feature store."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def make_distinct(folder: Path) -> None:
-    """Gives every image of the miniature trees pixels of its own."""
+    """Gives every image of the miniature trees different pixels."""
     images = [path for path in sorted((folder / "data").rglob("*")) if path.suffix.lower() in (".png", ".jpg")]
     images = [p for p in images if "ground_truth" not in p.parts and "Masks" not in p.parts]
     for seed, path in enumerate(images):
@@ -38,5 +38,5 @@ def make_distinct(folder: Path) -> None:
 
 
 def images(root: Path) -> set[str]:
-    """Returns the digests of the images that a store knows."""
+    """Returns the digests of the images in a store."""
     return {path.stem for path in feature_files(root)}

@@ -1,4 +1,4 @@
-"""What the tests against recorded numbers share: the inputs, the arrays, the comparison, the training steps."""
+"""Common parts of the tests against recorded numbers: the inputs, the arrays, the comparison, the training steps."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -31,9 +31,9 @@ class GoldenCase(Generic[Method]):
 
     Args:
         make: Builds the method; its trainable tensors get the recipe's values.
-        backbone: In float32.
+        backbone: Backbone in float32.
         file: Recorded numbers, in `golden/`.
-        prefix: Of the keys of this network: empty for width 64, `wide_` for 128.
+        prefix: Prefix of the keys of this network: empty for width 64, `wide_` for 128.
         variant: Prefix of keys that differ in a variant of the code; keys without it are the same in both.
         official: From the name of one of our tensors, and one of its shape, to the official tensors, by name, that it
             holds: itself, or one a row.
@@ -71,7 +71,7 @@ class GoldenCase(Generic[Method]):
         self.build(backbone)
 
     def build(self, backbone: ClipBackbone) -> None:
-        """Makes the method anew, with the recipe's values."""
+        """Makes the method again, with the recipe's values."""
         self.model = self.make(backbone)
         self.initial = {}
         for name, parameter in self.model.state_dict().items():
@@ -88,7 +88,7 @@ class GoldenCase(Generic[Method]):
         return torch.from_numpy(np.asarray(self.stored[name]))
 
     def compare(self, body: Callable[["GoldenCase[Method]"], None]) -> None:
-        """Compares all that the body checks with the recorded arrays; see `rounding.compare`."""
+        """Compares all values that the body checks with the recorded arrays; see `rounding.compare`."""
 
         def run(backbone: ClipBackbone, check: Check) -> None:
             self.check = check
@@ -98,10 +98,10 @@ class GoldenCase(Generic[Method]):
         compare(run, self.backbone, self.file, [self.variant or self.prefix, self.prefix])
 
     def compare_two_steps(self, terms: dict[str, str], lr: float) -> None:
-        """Compares losses, gradients and what the first step of Adam moves.
+        """Compares losses, gradients and the changes by the first step of Adam.
 
         Args:
-            terms: From the name of one of our loss terms to the recorded one.
+            terms: Map from the name of one of our loss terms to the recorded one.
             lr: Learning rate of the recorded steps.
         """
         self.compare(lambda case: case._two_steps(terms, lr))
@@ -130,7 +130,7 @@ class GoldenCase(Generic[Method]):
                     self._check_moves(name, parameter.detach(), gradients[name], lr)
 
     def _check_moves(self, name: str, moved_to: Tensor, gradients: Tensor, lr: float) -> None:
-        """Compares what Adam's first step moves: nearly `lr`, in the direction of the gradient's sign."""
+        """Compares the changes by Adam's first step: nearly `lr`, in the direction of the gradient's sign."""
         for (official, ours), (_, start), (_, gradient) in zip(
             *(self.parts(name, tensor) for tensor in (moved_to, self.initial[name], gradients)), strict=True
         ):

@@ -17,7 +17,7 @@ class Hub(ThreadingHTTPServer):
         files: Content by `ORG/NAME/FILE`.
         cuts: After how many bytes of the body each next answer ends, the first first; empty for whole answers.
         resumes: Whether a range of a file may be asked for.
-        hashes: What the server says a file's hash is, where that is not its own.
+        hashes: Stated hashes of files, if they differ from the real ones.
         asked: The method, the path and the range of each request.
     """
 
@@ -36,7 +36,7 @@ class Hub(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Says nothing of connections that a test has cut."""
+        """Reports no connections that a test has cut."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -83,12 +83,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content[start : start + cut])
 
     def log_message(self, *args: object) -> None:
-        """Says nothing."""
+        """Logs nothing."""
 
 
 @contextmanager
 def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """Runs the server, and has the hub's own client ask it."""
+    """Runs the server, and makes the hub's own client use it."""
     from huggingface_hub import constants
 
     hub = Hub()

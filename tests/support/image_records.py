@@ -1,4 +1,4 @@
-"""Images of a category with what is kept of each."""
+"""Images of a category with their records."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""Exports of annotation tools that tests write by hand, and what is made of them."""
+"""Exports of annotation tools that tests write by hand, and their conversion."""
 
 import base64
 import io

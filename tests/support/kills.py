@@ -1,4 +1,4 @@
-"""A sharded `inspect` whose processes are killed at random moments, until the same command has come to its end."""
+"""A sharded `inspect` whose processes are killed at random moments, until the same command has finished."""
 
 import os
 import random
@@ -52,7 +52,7 @@ def table_of(out: Path) -> pa.Table:
 
 
 def inspect_with_kills(command: Sequence[object], launcher: str, kills: int, of_drivers: int, seed: int) -> list[str]:
-    """Kills workers and drivers at random moments, goes on with the same command, and returns what was killed.
+    """Kills workers and drivers at random moments, continues with the same command, and returns the killed processes.
 
     Parts that were there at a kill are the same files at the end: no image was judged twice.
 
@@ -61,7 +61,7 @@ def inspect_with_kills(command: Sequence[object], launcher: str, kills: int, of_
         launcher: `local` or `ray`.
         kills: How many processes are killed.
         of_drivers: How many of them are drivers.
-        seed: Of the moments.
+        seed: Seed of the moments.
     """
     rng = random.Random(seed)
     out = command[2]
@@ -103,11 +103,11 @@ def inspect_with_kills(command: Sequence[object], launcher: str, kills: int, of_
 
 
 def load_deadly(bundle: Path, deadly: Path, threads: int | None = None) -> dict[str, Inspector]:
-    """Returns the model of a bundle, by its name, that ends the process which looks at an image.
+    """Returns the model of a bundle by its name. It ends the process that inspects a certain image.
 
     Args:
         bundle: The bundle.
-        deadly: That image.
+        deadly: The image at which the process ends.
         threads: See `Job`.
     """
     model = open_bundle(bundle, engine="onnx", threads=threads, calibration=None)

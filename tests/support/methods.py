@@ -1,4 +1,4 @@
-"""What the tests of all trained methods share: images, a forward pass, a training step, a short run."""
+"""Common parts of the tests of all trained methods: images, a forward pass, a training step, a short run."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +20,7 @@ from tests.support.layouts.mvtec import write_mvtec
 
 
 def batch_of(count: int = 4, size: ImageSize = 112, seed: int = 0) -> Batch:
-    """Returns images of which every second is anomalous, of two categories."""
+    """Returns images of two categories; every second one is anomalous."""
     generator = torch.Generator().manual_seed(seed)
     shape = height_and_width(size)
     mask = torch.zeros(count, *shape, dtype=torch.uint8)
@@ -104,10 +104,10 @@ class TextCalls:
 
 
 class NoisePrompts:
-    """What a method that trains beside normal images is given: noise for each image, the same in any batch.
+    """Prompt images for methods that train with normal reference images: noise per image, the same in any batch.
 
     Args:
-        size: Of the images.
+        size: Size of the images.
     """
 
     def __init__(self, size: ImageSize) -> None:
@@ -124,7 +124,7 @@ class NoisePrompts:
 
 
 def with_prompts(model: AnomalyMethod) -> AnomalyMethod:
-    """Returns the method, with normal images if it trains beside them."""
+    """Returns the method, with normal reference images if it trains with them."""
     if isinstance(model, AdaptCLIP):
         model.prompts = NoisePrompts(model.backbone.image_size)
     return model

@@ -1,4 +1,4 @@
-"""Maps, masks, scores and labels as a test set would give them."""
+"""Maps, masks, scores and labels as from a test set."""
 
 import torch
 

@@ -25,7 +25,7 @@ class Running:
 
     Attributes:
         process: The process.
-        log: What it says, stderr with stdout.
+        log: Its output, stderr with stdout.
     """
 
     process: subprocess.Popen[bytes]
@@ -36,7 +36,7 @@ class Running:
         return self.process.wait(timeout)
 
     def said(self) -> str:
-        """Returns what it has said so far."""
+        """Returns its output so far."""
         return self.log.read_text(errors="replace")
 
 
@@ -45,7 +45,7 @@ class TwoNodes:
     """Two nodes, `node1` and `node2`.
 
     Attributes:
-        folder: What they share, and the working folder of all that they run.
+        folder: The shared folder, which is the working folder of all commands.
     """
 
     folder: Path
@@ -70,10 +70,10 @@ class TwoNodes:
         """Starts a command of the project on both nodes, one process each, as torchrun does.
 
         Args:
-            job: What the job is called.
+            job: Name of the job.
             command: The command and its options, without those that say where it runs.
-            restarts: How often torchrun begins anew when a process dies.
-            variables: Of the environment.
+            restarts: Number of restarts by torchrun when a process dies.
+            variables: Environment variables.
         """
         meet = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", "--rdzv-endpoint=node1:29500"]
         meet += [f"--rdzv-id={job}", f"--max-restarts={restarts}"]
@@ -99,7 +99,7 @@ def finished(*commands: Running, timeout: float = 300) -> str:
 
 
 def _refusal() -> str | None:
-    """Returns why this machine cannot be made two nodes, or `None`."""
+    """Returns why this machine cannot be split into two nodes, or `None`."""
     try:
         done = subprocess.run([*PROBE.split(), PROBED], capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -109,7 +109,7 @@ def _refusal() -> str | None:
 
 @contextmanager
 def two_nodes(folder: Path) -> Iterator[TwoNodes]:
-    """Gives two nodes, which end with the body; skips the test where this machine cannot be made two.
+    """Gives two nodes, which end with the body; skips the test if this machine cannot be split.
 
     Args:
         folder: They share `shared/` in it.

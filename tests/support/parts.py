@@ -1,4 +1,4 @@
-"""A set of two categories in the layout of MVTec AD, whose images a test writes one by one."""
+"""A set of two categories in the layout of MVTec AD; a test writes its images one by one."""
 
 from pathlib import Path
 

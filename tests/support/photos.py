@@ -1,4 +1,4 @@
-"""Photos for tests: those of scikit-image that its package holds, as they are and with a defect drawn in."""
+"""Photos for tests: those in scikit-image's package, unchanged and with a drawn defect."""
 
 import numpy as np
 import pytest

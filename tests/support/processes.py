@@ -1,4 +1,4 @@
-"""Runs over several processes or nodes, whose files must be those of one process but for the rounding of sums."""
+"""Runs over several processes or nodes, whose files must equal those of one process up to the rounding of sums."""
 
 import csv
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A ready model for tests: the small head as a head file with thresholds of its own, in a folder for the package's."""
+"""A ready model for tests: the small head as a head file with its own thresholds, in place of the package's."""
 
 from pathlib import Path
 
@@ -30,5 +30,5 @@ def write_ready(folder: Path, backbones: Backbones, name: str = NAME) -> Path:
 
 
 def use(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has the ready models lie in a folder."""
+    """Sets the folder of the ready models."""
     monkeypatch.setattr(ready, "MODELS", folder)

@@ -1,4 +1,4 @@
-"""A receiver of webhooks: a real HTTP server on this machine, which notes what it got and answers as it is told."""
+"""A receiver of webhooks: a real HTTP server on this machine, which records its requests and answers as configured."""
 
 import os
 import threading
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Request(NamedTuple):
-    """A request as it came."""
+    """A received request."""
 
     path: str
     headers: dict[str, str]
@@ -21,9 +21,9 @@ class Receiver:
 
     Attributes:
         url: Where it listens.
-        requests: What came, in order.
+        requests: The received requests, in order.
         answers: Status of the next answers, the first one first; 204 once there are no more.
-        headers: Of every answer.
+        headers: Headers of every answer.
     """
 
     def __init__(self) -> None:

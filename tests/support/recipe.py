@@ -1,4 +1,4 @@
-"""Tiny networks whose weights follow from their names, as the recorded numbers in `golden/` were made with."""
+"""Tiny networks whose weights depend on their names; the recorded numbers in `golden/` were made with them."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Tiny networks and inputs of the recorded numbers of the baselines: another recipe than that of `recipe.py`."""
+"""Tiny networks and inputs of the recorded numbers of the baselines: a recipe other than that of `recipe.py`."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from tests.support.recipe import block_shapes, normal
 
 Network = Literal["B16", "L14", "L14-A"]
 WIDTH = 64
-TEXT_WIDTHS = {"L14-A": 48}  # where it is another; AdaCLIP's code needs that of the embedding
+TEXT_WIDTHS = {"L14-A": 48}  # if it differs; AdaCLIP's code needs the width of the embedding
 NETWORKS = {  # patch, native size, size that is run, blocks, embedding
     "B16": (16, 80, 80, 12, 40),
     "L14": (14, 42, 70, 24, 48),
@@ -81,7 +81,7 @@ def write_clip(folder: Path, network: Network) -> tuple[Path, Path]:
 
 
 def make_backbone(folder: Path, network: Network, pos_embed: PosEmbedResize = "bicubic_antialias") -> ClipBackbone:
-    """Returns the backbone with the recipe's weights, plain GELU, at the size that was run."""
+    """Returns the backbone with the recipe's weights, plain GELU, at the recorded size."""
     config, weights = write_clip(folder, network)
     size = NETWORKS[network][2]
     return ClipBackbone(str(config), str(weights), image_size=size, pos_embed=pos_embed, activation="gelu")

@@ -1,4 +1,4 @@
-"""Tiny DINOv2 networks and photos whose values follow from their names, as some of `golden/` were made with."""
+"""Tiny DINOv2 networks and photos whose values depend on their names; some numbers in `golden/` were made with them."""
 
 import math
 from functools import partial
@@ -19,7 +19,7 @@ WIDTH = 32
 
 
 def value(name: str, shape: tuple[int, ...], final_norm: float = 1.0) -> torch.Tensor:
-    """Returns the parameter of that name, of which the first part says which network it is of."""
+    """Returns the parameter of a name, whose first part names the network."""
     leaf, z = name.partition(".")[2], normal(name, shape)
     if leaf in ("cls_token", "reg_token"):
         z = z * 0.5
@@ -41,10 +41,10 @@ def make_backbone(
 
     Args:
         folder: Where its weights are written.
-        prefix: Of the names.
+        prefix: Prefix of the names.
         depth: Blocks.
         native: Side of its grid of positions.
-        size: Of the input.
+        size: Size of the input.
         pos_embed: How positions are resized.
     """
     with_registers = prefix == "dino"

@@ -1,4 +1,4 @@
-"""Test runs with what they said of each image, made without a run."""
+"""Run folders with image records, made without a run."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -32,13 +32,13 @@ def write_recorded(
     Args:
         folder: The folder.
         skill: How far anomalous scores are from normal ones, in standard deviations.
-        seed: What is not the same in two runs of one method.
+        seed: Seed, which differs between runs of one method.
         categories: How many normal and anomalous images they have.
         root: Where the images lay.
         dataset: Its name.
-        pro_limit: That of the run.
+        pro_limit: Integration limit of PRO in the run.
         pixels: Whether its pixels were counted.
-        threshold: That of images and of pixels, if any was fixed without labels.
+        threshold: Thresholds of images and pixels, if any were fixed without labels.
     """
     common, own = np.random.default_rng(5), np.random.default_rng(seed)
     rows, scores = [], []

@@ -20,7 +20,7 @@ MODULE = "clip.adaptor"
 
 @contextmanager
 def named(name: str, *classes: type) -> Iterator[None]:
-    """Has classes be those of a module of that name while something is pickled; afterwards there is no such module."""
+    """Puts classes into a module of that name while the body pickles. Afterwards the module is gone."""
     module = ModuleType(name)
     before = {place: sys.modules.get(place) for place in (name, name.partition(".")[0])}
     for cls in classes:
@@ -43,8 +43,8 @@ def write_afclip(folder: Path, width: int = 64, text_width: int = 64, **changes:
 
     Args:
         folder: Where they lie.
-        width: Of the vision tower.
-        text_width: Of the text tower.
+        width: Width of the vision tower.
+        text_width: Width of the text tower.
         changes: `extra`, a tensor that is not known; `tokens`, how many; `inner`, channels of all heads.
     """
 
@@ -82,7 +82,7 @@ def write_afclip(folder: Path, width: int = 64, text_width: int = 64, **changes:
 
 
 def load(name: str) -> dict[str, Any]:
-    """Returns what a recorded file holds."""
+    """Returns the content of a recorded file."""
     content: dict[str, Any] = torch.load(RELEASED / name, map_location="cpu", weights_only=True)
     return content
 

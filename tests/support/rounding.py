@@ -1,4 +1,4 @@
-"""Limits that hold on every processor: from float64 runs of our own code, not from what one machine gave.
+"""Limits that hold on every processor: from float64 runs of our own code, not from results of one machine.
 
 Float32 results differ between processors, numbers of threads and libraries, since sums are added up in another order.
 By how much follows from the computation: a small difference of large numbers is known less well than a sum of positive
@@ -80,10 +80,10 @@ Results = list[tuple[str, Tensor, Any]]  # key, what was found, its rows of the 
 
 
 class _Float64(TorchDispatchMode):
-    """Computes in float64 what is written for float32, its casts to float32 too; 16-bit roundings stay.
+    """Computes float32 code in float64, including casts to float32; 16-bit roundings stay.
 
     Args:
-        seed: Of random roundings; `None` for none.
+        seed: Seed of random roundings; `None` for none.
     """
 
     def __init__(self, seed: int | None) -> None:
@@ -117,7 +117,7 @@ class _Float64(TorchDispatchMode):
 
 
 class _KeepFloat64(TorchFunctionMode):
-    """Has `float()` return a tensor of float64 itself, as it returns one of float32 itself: some code writes to it."""
+    """Makes `float()` return a float64 tensor itself, like a float32 tensor: some code writes to it."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.float and args[0].dtype == torch.float64:
@@ -163,14 +163,14 @@ def doubled(module: Module) -> Module:
 def compare(
     body: Callable[[Any, Check], None], backbone: nn.Module, file: str, prefixes: Sequence[str] = ("",)
 ) -> None:
-    """Compares results with recorded ones, as nearly as float32 can know them.
+    """Compares results with recorded ones, within the precision of float32.
 
     Args:
         body: Computes with a backbone, and calls `check(actual, key, rows)` for each result, to be compared with these
             rows of the recorded array. It builds all modules but the backbone: `make limits` runs it in float64 too.
-        backbone: In float32.
+        backbone: Backbone in float32.
         file: Recorded arrays, in `golden/`.
-        prefixes: Of the keys in the file; the first that is there counts.
+        prefixes: Prefixes of the keys in the file; the first existing one counts.
 
     Raises:
         AssertionError: A result differs by more than `FACTOR` times what rounding may change in it.
@@ -210,7 +210,7 @@ def _run(body: Callable[[Any, Check], None], backbone: nn.Module) -> Results:
 def _scatter(
     body: Callable[[Any, Check], None], backbone: nn.Module, names: Sequence[str], expected: Sequence[Tensor]
 ) -> tuple[Results, dict[str, float]]:
-    """Returns the exact run, and how far runs with random roundings lie from it, of the largest recorded value.
+    """Returns the exact run, and the relative distance of runs with random roundings from it.
 
     Arrays whose names differ in their last number alone are taken together.
     """

@@ -1,4 +1,4 @@
-"""A run folder as a test leaves it, made without a run."""
+"""A run folder as written by `test`, made without a run."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ CATEGORIES = {"a": 0.2, "b": 3.0, HOSTILE: 1.0}  # how far anomalous scores are 
 
 
 def write_run(folder: Path, categories: dict[str, float] = CATEGORIES, images: int = 30) -> Path:
-    """Writes a run folder as a test leaves it, a third of the images normal, and returns it."""
+    """Writes a run folder as written by `test`, with a third of the images normal, and returns it."""
     generator = np.random.default_rng(0)
     rows, scores, curves, cases = [], [], {}, []
     (folder / "pictures" / "cases").mkdir(parents=True)

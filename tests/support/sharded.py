@@ -89,14 +89,14 @@ def rows_of(out: Path) -> list[dict[str, Any]]:
 
 
 def write_numbered(folder: Path, count: int, begin: int = 0) -> None:
-    """Writes tiny images 00000.png …, of which every third is anomalous."""
+    """Writes tiny images 00000.png …; every third one is anomalous."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(begin, begin + count):
         save_image(folder / f"{number:05d}.png", number)
 
 
 def write_images(folder: Path) -> None:
-    """Writes images that only our own reader reads as they are meant, and two that nobody can read."""
+    """Writes images that only our own reader reads correctly, and two that are unreadable."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
     (folder / "deep").mkdir()
@@ -120,7 +120,7 @@ def images_in(folder: Path) -> list[Path]:
 
 
 def write_tar(path: Path, folder: Path, mode: str = "w", form: int = tarfile.PAX_FORMAT) -> None:
-    """Writes the images of a folder, and a label beside each, as WebDataset has them."""
+    """Writes the images of a folder, and a label beside each, as in WebDataset."""
     with tarfile.open(path, mode, format=form) as archive:  # type: ignore[call-overload]
         for image in images_in(folder):
             archive.add(image, image.relative_to(folder).as_posix())
@@ -184,7 +184,7 @@ def load_of_options(options: argparse.Namespace, silent: bool) -> dict[str, Insp
 
 
 def _dying(stream: Any, images: Any, *args: Any) -> Any:
-    """Judges images until one is called `kill.png`: then the process dies, as of a decoder's fault."""
+    """Inspects images until one is called `kill.png`. Then the process dies, as after a fault of a decoder."""
 
     def watched() -> Iterator[Any]:
         for image in images:

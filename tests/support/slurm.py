@@ -16,7 +16,7 @@ SCRIPTS = REPOSITORY / "experiments/slurm"
 
 
 def nodes() -> int:
-    """Returns how many nodes the cluster has; 0 where none answers."""
+    """Returns the number of nodes of the cluster; 0 without a cluster."""
     try:
         command = ["sinfo", "--noheader", "--Node", "--responding", "--format=%N"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
@@ -26,7 +26,7 @@ def nodes() -> int:
 
 
 def needs_nodes(count: int) -> list[pytest.MarkDecorator]:
-    """Returns the marks of tests that need a cluster of so many nodes."""
+    """Returns the marks of tests that need a cluster with this number of nodes."""
     there = nodes()
     reason = "no SLURM cluster answers sinfo" if there == 0 else f"the SLURM cluster has {there} of {count} nodes"
     return [pytest.mark.slurm, pytest.mark.skipif(there < count, reason=reason)]
@@ -56,7 +56,7 @@ def submit(script: str, *args: str, **options: str) -> str:
 
 
 def finish(job: str, log: Path = Path("job.log")) -> str:
-    """Waits for the end of a job, does not let it wait two minutes for its second start, and returns what it said."""
+    """Waits for the end of a job, skips the two minutes before its second start, and returns its output."""
     for _ in range(600):
         states = slurm("squeue", "--noheader", "--me", "--format=%i %r").splitlines()
         mine = [state for state in states if state.split()[0] == job]

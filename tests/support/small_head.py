@@ -1,4 +1,4 @@
-"""A small head as `fit` writes it, and pictures, for tests of what comes after training."""
+"""A small head as `fit` writes it, and pictures, for tests of the steps after training."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ AFCLIP: dict[str, Any] = {"layers": [2, 4, 6, 8], "adapter_heads": 2}
 
 
 def write_head(path: Path, backbones: Backbones, method_name: str = "AFCLIP", arguments: Any = AFCLIP) -> Path:
-    """Writes a method as its seeded initial values make it; untrained, which is nothing to these tests."""
+    """Writes an untrained method with seeded initial values, which is enough for these tests."""
     config = {"class_path": method_name, "init_args": {"backbone": BACKBONE, **arguments}}
     torch.manual_seed(0)
     method = build(config, backbones=backbones)

@@ -1,4 +1,4 @@
-"""A job whose units do what their names say, for the launcher: `kill-1`, `sleep:60-2`, `done-3`."""
+"""A job whose units act by their names, for the launcher: `kill-1`, `sleep:60-2`, `done-3`."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from afclip_runtime.launch.signals import StoppedError
 
 
 class SmallJob(Job):
-    """Each unit that is run adds its name to the file `ran` of the folder; what is finished has a file of its name."""
+    """Each unit that is run adds its name to the file `ran` of the folder; a finished unit has a file of its name."""
 
     def __init__(self, folder: Path, names: Sequence[str], start: str = "") -> None:
         self.folder, self.names, self.starts = folder, list(names), start
@@ -72,12 +72,12 @@ class SmallJob(Job):
         return [line.split()[0] for line in (self.folder / "ran").read_text().splitlines()]
 
     def workers(self) -> list[str]:
-        """Returns the process ids of those that began them."""
+        """Returns the ids of the processes that began them."""
         return [line.split()[1] for line in (self.folder / "ran").read_text().splitlines()]
 
 
 class HastyJob(SmallJob):
-    """One that gives its workers a second to stop, and a unit three."""
+    """A job that gives its workers one second to stop, and a unit three."""
 
     grace = 1.0
     time_limit = 3.0

@@ -1,4 +1,4 @@
-"""Models on a CLIP of two blocks, for tests of what is built around a model."""
+"""Models on a CLIP of two blocks, for tests of code around a model."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ SIZE = 28
 
 
 def write_head(folder: Path, name: str, **arguments: Any) -> Path:
-    """Returns a checkpoint of a head that trained nothing, or the config of one that trains nothing.
+    """Returns a checkpoint of an untrained head, or the config of a method that trains nothing.
 
     Args:
         folder: Where it is written, and its backbone beside it.

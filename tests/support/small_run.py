@@ -33,7 +33,7 @@ def write_small_run(folder: Path) -> None:
 
 
 def run(command: str, *args: str, config: str = "base.yaml") -> int:
-    """Runs a command in the working folder, as a process of its own would, and returns its exit code."""
+    """Runs a command in the working folder, like a separate process, and returns its exit code."""
     try:
         return main([command, f"--config={config}", *args])
     except SystemExit as stop:

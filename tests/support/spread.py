@@ -1,4 +1,4 @@
-"""Small work of the commands that spread it over machines, and what is compared of what they write."""
+"""Small jobs of the commands that use the launcher, and the comparison of their outputs."""
 
 import re
 import subprocess
@@ -41,7 +41,7 @@ TABLES = {"benchmark": "results.csv", "sweep": "sweep.csv"}
 
 @pytest.fixture(scope="session")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the commands work on; everything in it is relative to the folder."""
+    """A folder with the inputs of the commands; all paths in it are relative to the folder."""
     folder = tmp_path_factory.mktemp("spread") / "shared"
     folder.mkdir()
     write_bundle(folder / "bundle")
@@ -55,7 +55,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def of_one_process(verb: str, work: Path) -> Path:
-    """Returns the output of a command that one process has worked on."""
+    """Returns the output of a command that one process has run."""
     out = work / "one" / verb
     if not out.exists():
         command = [sys.executable, "-m", *COMMANDS[verb], "--launcher=local", f"--out={out}"]
@@ -65,7 +65,7 @@ def of_one_process(verb: str, work: Path) -> Path:
 
 
 def assert_same_outcome(verb: str, found: Path, expected: Path) -> None:
-    """Compares the outputs of a command: its table, or the parts of one."""
+    """Compares the outputs of a command: its table, or its parts."""
     if verb == "inspect":
         tables = [pa.concat_tables(map(parquet.read_table, parts(out))) for out in (expected, found)]
         assert tables[0].num_rows == 18

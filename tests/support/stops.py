@@ -1,4 +1,4 @@
-"""Runs that a signal stops, and that end as they would have without it."""
+"""Runs that a signal stops, and that end like uninterrupted runs."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from tests.support.commands import table
 
 
 def stop_after(looks: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets a run see a request the time after so many looks."""
+    """Lets a run see a stop request after a number of checks."""
     answers = iter([False] * looks)
     monkeypatch.setattr(signals, "requested", lambda: next(answers, True))
 

@@ -14,7 +14,7 @@ PARAMETERS = {
 
 
 def write_sweep(path: Path, epochs: int = 2, **changes: object) -> Path:
-    """Writes a sweep over the miniature MVTec AD: trained on two categories, chosen by a third."""
+    """Writes a sweep over the miniature MVTec AD: trained on two categories, with the objective on a third."""
     options = arguments(trainer__max_epochs=str(epochs), test_after_fit="false", data__skip_missing="false")
     options = [option for option in options if not option.startswith("--out")]
     sets = ["--data.seen_if_alone=false", f"--data.train.categories=[{MVTEC[0]},{MVTEC[1]}]"]

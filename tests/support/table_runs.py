@@ -31,7 +31,7 @@ def write_set(root: Path, seed: int, counts: dict[tuple[str, int], int]) -> None
 
 
 def options(method: str, processes: int = 1, **extra: Any) -> list[str]:
-    """Returns the options of a run whose processes together take 4 images a step."""
+    """Returns the options of a run whose processes together use 4 images per step."""
     table = {"class_path": "Table", "init_args": {"num_workers": 0, "batch_size": 4 // processes}}
     sets = [{**table, "init_args": {**table["init_args"], "root": root, "name": root}} for root in ("train", "test")]
     config = {

@@ -1,4 +1,4 @@
-"""Noise as a picture, and as the file that is sent to the service."""
+"""Noise as a picture, and as an uploaded file."""
 
 import io
 

@@ -31,7 +31,7 @@ def write_slice(folder: Path) -> Path:
 
 
 def write_seg(folder: Path) -> Path:
-    """Writes a DICOM series with a segmentation, and returns that."""
+    """Writes a DICOM series with a segmentation, and returns the segmentation."""
     paths = write_series(folder / "scan", phantom())
     mask = (lesion() > 0).astype(np.uint8)[::-1, ::-1].transpose(2, 1, 0)[..., None]
     return write_segmentation(folder / "scan/seg.dcm", paths, mask)

@@ -62,7 +62,7 @@ def write_nifti(
 
 
 def seen(values: np.ndarray, axis: str) -> Iterator[np.ndarray]:
-    """Yields the slices of values `[R, A, S]` as they are to be seen, by plain loops over voxels."""
+    """Yields the slices of values `[R, A, S]` in upright view, by plain loops over voxels."""
     right, front, up = values.shape
     if axis == "axial":
         for z in range(up):

@@ -23,7 +23,7 @@ SIDE = 4  # pixels of an image
 
 
 class Blue:
-    """An engine whose score and map are how blue an image is."""
+    """An engine whose score and map are the blue of an image."""
 
     name = "onnx"
     method = "Blue"
@@ -44,7 +44,7 @@ def is_anomalous(number: int) -> bool:
 
 
 def save_image(path: Path, number: int) -> None:
-    """Writes an image that its number can be read from."""
+    """Writes an image whose pixels encode its number."""
     colour = number & 255, number >> 8, 255 if is_anomalous(number) else 0
     Image.new("RGB", (SIDE, SIDE), colour).save(path, "PNG")
 
@@ -82,7 +82,7 @@ def start(folder: Path, *args: str) -> "subprocess.Popen[str]":
 
 
 def stop(process: "subprocess.Popen[str]", number: signal.Signals = signal.SIGTERM) -> tuple[int, str, str]:
-    """Sends a signal to a watcher, and returns its exit code, and what it wrote to its output and to its errors."""
+    """Sends a signal to a watcher, and returns its exit code, its output and its errors."""
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     return process.returncode, out, err

@@ -1,4 +1,4 @@
-"""Sweep files, for Weights & Biases and for Optuna, and what becomes of a sweep that is stopped."""
+"""Sweep files, for Weights & Biases and for Optuna, and stopped sweeps."""
 
 import csv
 import os
@@ -104,7 +104,7 @@ def test_parameters_are_those_of_wandbs_own_reading() -> None:
     ({"metric": {"name": "test/visa/mean/pixel_pro"}}, "would be cheating"),
     ({"method": "guess"}, "method must be"),
     ({"parameters": {"lr": {"min": "low", "max": 1.0}}}, "lr: needs values, or numbers min and max"),
-    ({"parameters": {"lr": {"distribution": "normal", "min": 1, "max": 2}}}, "normal .* no counterpart"),
+    ({"parameters": {"lr": {"distribution": "normal", "min": 1, "max": 2}}}, "normal .* is not supported"),
     ({"parameters": {"lr": {"mu": 1, "values": [1]}}}, "mu is not understood"),
     ({"early_terminate": {"type": "envelope"}}, "early_terminate must be"),
     ({"command": ["${program}", "fit", "${args_no_hyphens}"]}, "not a sweep file"),
@@ -247,9 +247,15 @@ def test_workers_survive_a_kill_and_an_interrupt_leaves_the_sweep_to_go_on(folde
     ({"parameters": {"lr": {"min": float("nan"), "max": 1.0}}}, "lr: needs values, or numbers min and max"),
     ({"parameters": {"lr": {"min": 1, "max": 10**30}}}, "lr: needs values, or numbers min and max"),
     ({"parameters": {"lr": {"min": 2, "max": 1}}}, "lr: min 2 is above max 1"),
-    ({"parameters": {"lr": {"min": 0, "max": 1, "distribution": "log_uniform_values"}}}, "log_uniform_.* no counter"),
-    ({"parameters": {"lr": {"min": 0.5, "max": 1.5, "distribution": "int_uniform"}}}, "int_uniform .* no counterpart"),
-    ({"parameters": {"lr": {"min": 0, "max": 1, "distribution": ["uniform"]}}}, "no counterpart"),
+    (
+        {"parameters": {"lr": {"min": 0, "max": 1, "distribution": "log_uniform_values"}}},
+        "log_uniform_.* is not supported",
+    ),
+    (
+        {"parameters": {"lr": {"min": 0.5, "max": 1.5, "distribution": "int_uniform"}}},
+        "int_uniform .* is not supported",
+    ),
+    ({"parameters": {"lr": {"min": 0, "max": 1, "distribution": ["uniform"]}}}, "is not supported"),
     ({"parameters": {"lr": {"min": 0, "max": 4, "distribution": "q_uniform", "q": 0}}}, "q must be a number above 0"),
     ({"parameters": {"lr": {"min": 0, "max": 4, "distribution": "q_uniform", "q": -1}}}, "q must be a number above 0"),
     ({"parameters": {"lr": {"min": 0, "max": 4, "distribution": "q_uniform", "q": "1"}}}, "q must be a number above 0"),
@@ -321,7 +327,7 @@ def test_a_parameter_becomes_a_distribution_that_can_be_drawn_from_or_one_error(
     [b"", b"\xff\xfe\0", b"[]", b"3", b"{a: " * 1000, b"[" * 100_000, b"a: 1\na: 2\n", b"!!python/name:os.system"],
     ids=["empty", "binary", "list", "number", "nested", "deep", "twice", "tag"],
 )
-def test_files_that_are_no_sweeps_are_refused(tmp_path: Path, content: bytes) -> None:
+def test_files_that_are_not_sweeps_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "sweep.yaml"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"sweep\.yaml"):
@@ -394,11 +400,11 @@ def test_a_trial_that_died_while_its_parameters_were_drawn_gets_the_rest(tmp_pat
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"nonsense\n", "line 1: is not a change of a study"),
-        (b"\xff\xfe\n", "line 1: is not a change of a study"),
-        (b"[]\n", "line 1: is not a change of a study"),
-        (b'{"op_code":"x"}\n', "line 1: is not a change of a study"),
-        (b"[" * 100_000 + b"\n", "line 1: is not a change of a study"),
+        (b"nonsense\n", "line 1: is not an entry of a study"),
+        (b"\xff\xfe\n", "line 1: is not an entry of a study"),
+        (b"[]\n", "line 1: is not an entry of a study"),
+        (b'{"op_code":"x"}\n', "line 1: is not an entry of a study"),
+        (b"[" * 100_000 + b"\n", "line 1: is not an entry of a study"),
         (b'{"op_code":4}\n', "no study can be read there"),
         (b'{"op_code":99,"worker_id":"a"}\n', "no study can be read there"),
     ],
@@ -512,7 +518,7 @@ def test_trials_of_a_study_that_is_lost_are_left_alone(tmp_path: Path, capsys: p
         ({"model.temperature": {"values": [0.1, "warm"]}}, "temperature=warm.*temperature"),
     ],
 )
-def test_what_is_no_option_of_fit_is_told_before_a_trial_is_spent(
+def test_unknown_options_of_fit_are_reported_before_a_trial_is_spent(
     tmp_path: Path, parameters: dict[str, object], message: str
 ) -> None:
     plan = plan_of(write_sweep(tmp_path / "sweep.yaml", parameters=parameters), str(tmp_path / "s"))

@@ -1,4 +1,4 @@
-"""Maps at another size: the values of OpenCV, for every pair of sizes that images and frames have."""
+"""Maps at another size: equal to OpenCV's, for all pairs of sizes of images and frames."""
 
 import cv2
 import numpy as np

@@ -1,4 +1,4 @@
-"""What is wrong with volumes is said in one line, with the file and what to do."""
+"""Problems of volumes are reported in one line, with the file and the remedy."""
 
 import gzip
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def run(folder: Path, *options: str) -> int:
 
 
 def refused(folder: Path, capsys: pytest.CaptureFixture[str], *options: str) -> str:
-    """Returns what is said of a folder that cannot be imported: one line."""
+    """Returns the message for a folder that cannot be imported: one line."""
     assert run(folder, "--unmasked_are_normal", *options) == 2
     said = capsys.readouterr().err.strip().splitlines()
     lines = [line for line in said if "volumes/s" not in line and "volumes [" not in line]
@@ -38,7 +38,7 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str], *options: str) -> 
 def pair(
     spacing: tuple[float, ...] = (1, 1, 1), origin: tuple[float, ...] = (0, 0, 0), shape: tuple[int, ...] = (9, 11, 13)
 ) -> Write:
-    """Returns what writes a volume and a mask of another geometry."""
+    """Returns a function that writes a volume and a mask of another geometry."""
 
     def write(folder: Path) -> None:
         write_nifti(folder / "a.nii.gz", phantom(), "RAS", affine((1, 1, 1), (0, 0, 0)))
@@ -66,7 +66,7 @@ def test_a_mask_of_another_geometry(write: Write, difference: str, tmp_path: Pat
 
 
 def changed(**fields: Any) -> Write:
-    """Returns what writes a NIfTI file with fields of its header changed after it was written."""
+    """Returns a function that writes a NIfTI file and changes fields of its header."""
 
     def write(folder: Path) -> None:
         path = write_nifti(folder / "a.nii", phantom())
@@ -91,7 +91,7 @@ def saved(data: np.ndarray) -> Write:
 
 
 def cut(name: str, share: float, write: Write) -> Write:
-    """Returns what writes a file and cuts its end off."""
+    """Returns a function that writes a file and truncates it."""
 
     def cut_off(folder: Path) -> None:
         write(folder)
@@ -111,7 +111,7 @@ def by_itk(name: str, packed: bool = True) -> Write:
 
 
 def series(change: Callable[[list[Path]], object], **options: Any) -> Write:
-    """Returns what writes a DICOM series and changes its files."""
+    """Returns a function that writes a DICOM series and changes its files."""
 
     def write(folder: Path) -> None:
         change(write_series(folder, phantom(), **options))
@@ -171,8 +171,8 @@ FAULTS: dict[str, tuple[Write, str]] = {
     "one slice": (saved(np.zeros((5, 6), np.int16)), "2 axes"),
     "five axes": (saved(np.zeros((2, 2, 2, 2, 2), np.int16)), "5 axes"),
     "nothing finite": (saved(np.full((3, 3, 3), np.nan, np.float32)), "no voxel has a finite value"),
-    "no NIfTI": (lambda f: (f.mkdir(), (f / "a.nii").write_bytes(b"text" * 200)), "is no NIfTI file"),
-    "no MetaImage": (lambda f: (f.mkdir(), (f / "a.mha").write_bytes(b"text" * 200)), "is no MetaImage file"),
+    "no NIfTI": (lambda f: (f.mkdir(), (f / "a.nii").write_bytes(b"text" * 200)), "is not a NIfTI file"),
+    "no MetaImage": (lambda f: (f.mkdir(), (f / "a.mha").write_bytes(b"text" * 200)), "is not a MetaImage file"),
     "no NRRD": (lambda f: (f.mkdir(), (f / "a.nrrd").write_bytes(b"text" * 200)), "cannot be read as NRRD"),
     "nothing": (lambda f: f.mkdir(), "there is no volume in it"),
     "slice missing": (series(lambda paths: paths[5].unlink()), "1 missing after the position"),
@@ -272,7 +272,7 @@ def test_a_segmentation_of_another_series(tmp_path: Path, capsys: pytest.Capture
     mask = (lesion() > 0).astype(np.uint8)[::-1, ::-1].transpose(2, 1, 0)[..., None]
     write_series(tmp_path / "in/scan", phantom())
     write_segmentation(tmp_path / "in/seg.dcm", other, mask)
-    assert "the series that it was drawn on is not there" in refused(tmp_path, capsys)
+    assert "the series that it was drawn on is missing" in refused(tmp_path, capsys)
 
 
 def test_a_segmentation_between_the_voxels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -288,7 +288,7 @@ def test_a_segmentation_between_the_voxels(tmp_path: Path, capsys: pytest.Captur
     assert "lies between the volume's voxels" in said
 
 
-def test_a_choice_mends_what_can_be_read_in_two_ways(tmp_path: Path) -> None:
+def test_an_option_resolves_ambiguous_files(tmp_path: Path) -> None:
     for number, (fields, options) in enumerate(
         [
             ({"sform_code": 0, "qform_code": 0}, ("--codes", "LPS")),
@@ -302,7 +302,7 @@ def test_a_choice_mends_what_can_be_read_in_two_ways(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("slope", [0.0, np.nan])
-def test_a_scale_of_nothing_is_none(slope: float, tmp_path: Path) -> None:
+def test_an_invalid_scale_is_ignored(slope: float, tmp_path: Path) -> None:
     changed(scl_slope=slope, scl_inter=5.0)(tmp_path / "a/in")
     changed()(tmp_path / "b/in")
     found = []
@@ -340,7 +340,7 @@ def test_faults_can_be_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture
     assert [path.name for path in (tmp_path / "set/images").iterdir()] == ["volume-0002"]
 
 
-def test_a_full_disk_is_said_before(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_in_advance(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     saved(phantom())(tmp_path / "in")
     usage = raw.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(raw.shutil, "disk_usage", lambda place: usage._replace(free=100))
@@ -348,7 +348,7 @@ def test_a_full_disk_is_said_before(tmp_path: Path, capsys: Any, monkeypatch: py
 
 
 @pytest.mark.parametrize("name", ["a.nii.gz", "volume-0.nii.gz"])
-def test_a_sequence_of_what_has_none(name: str, tmp_path: Path, capsys: Any) -> None:
+def test_a_sequence_for_files_without_sequences(name: str, tmp_path: Path, capsys: Any) -> None:
     write_nifti(tmp_path / "in" / name, phantom())
     assert "--sequence t1: only BraTS's files" in refused(tmp_path, capsys, "--sequence", "t1")
 

@@ -1,4 +1,4 @@
-"""Volumes of every kind of file, compared with what SimpleITK and highdicom make of them."""
+"""Volumes of every kind of file, compared with SimpleITK and highdicom."""
 
 import itertools
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`datasets import --from volumes`: from NIfTI files to a set that is read."""
+"""`datasets import --from volumes`: from NIfTI files to a readable set."""
 
 import json
 import shlex
@@ -240,7 +240,7 @@ def test_volumes_without_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert {line["label"] for line in rows(tmp_path / "set")} == {"normal"}
 
 
-def test_values_that_no_mask_holds_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_values_that_no_mask_holds_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_pair(tmp_path / "in", "a")
     out = tmp_path / "my set"
     assert run(tmp_path / "in", out, "--anomalous", "9") == 0

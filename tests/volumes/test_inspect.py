@@ -64,7 +64,7 @@ def test_maps_are_put_back_voxel_by_voxel(codes: str, tmp_path: Path) -> None:
 
 
 def _slice(values: np.ndarray, axis: Axis, index: int) -> np.ndarray:
-    """Returns a slice of values `[R, A, S]` as it is to be seen."""
+    """Returns a slice of values `[R, A, S]` in upright view."""
     number = {"sagittal": 0, "coronal": 1, "axial": 2}[axis]
     return np.take(values, index, axis=number).T[::-1, ::-1]
 
@@ -94,7 +94,7 @@ def test_volumes_and_images_have_verdicts(folder: Path, capsys: pytest.CaptureFi
     rows, volumes = lines("inspections.jsonl"), lines("volumes.jsonl")
     assert len([row for row in rows if row.get("volume") is None]) == 1
     assert [row["volume"] for row in volumes] == ["volume-0003", "volume-0001", "volume-0002"]
-    assert "is no NIfTI file" in volumes[0]["error"]
+    assert "is not a NIfTI file" in volumes[0]["error"]
     for volume in volumes[1:]:
         own = {row["slice"]: row["score"] for row in rows if row.get("volume") == volume["volume"]}
         assert sorted(own) == list(range(13))

@@ -1,4 +1,4 @@
-"""What headers say of a person is in no output, file name, message, warning or log."""
+"""Facts on a person in headers appear in no output, file name, message, warning or log."""
 
 import logging
 import warnings
@@ -93,7 +93,7 @@ def write_marked_dicom(folder: Path, enhanced: bool = False) -> None:
 
 
 def leaks(out: Path, said: str) -> list[str]:
-    """Returns where a mark is found in what was written or said."""
+    """Returns the places of a mark in files and messages."""
     found = [f"said: {line}" for line in said.splitlines() if any(mark in line for mark in MARKS)]
     for path in out.rglob("*"):
         content = path.read_bytes() if path.is_file() else b""
@@ -108,7 +108,7 @@ def leaks(out: Path, said: str) -> list[str]:
 
 @pytest.fixture
 def said(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
-    """Returns what returns all that was printed and logged since it was asked last."""
+    """Returns a function that returns the output and the logs since its last call."""
     caplog.set_level(logging.DEBUG)
     logging.getLogger("pydicom").setLevel(logging.DEBUG)
 

@@ -1,4 +1,4 @@
-"""What is black and white: presets, windows by hand, percentiles."""
+"""Black and white values: presets, windows by hand, percentiles."""
 
 from collections.abc import Iterator
 
@@ -59,6 +59,6 @@ def test_a_volume_of_one_value_has_a_window() -> None:
 @pytest.mark.parametrize(
     "text", ["dark", "40", "40,0", "40,-5", "a,b", "percentile:5", "percentile:80,20", "nan,4", "percentile:0,101"]
 )
-def test_rules_that_are_none(text: str) -> None:
+def test_invalid_rules(text: str) -> None:
     with pytest.raises(UserError, match="--window"):
         check_window(text)

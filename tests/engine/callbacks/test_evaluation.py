@@ -1,4 +1,4 @@
-"""The evaluation of a pass: at the backbone's size and at the images' own, what resizing loses, what is refused."""
+"""The evaluation of a pass: at the backbone's size and at the images' own size, losses by resizing, errors."""
 
 import csv
 import json
@@ -39,7 +39,7 @@ SHAPES = [(100, 60), (40, 90), (12, 10), (16, 16), (64, 31)]  # of the images; o
 
 
 class Brightness(LightningModule):
-    """Scores an image by its red channel; the image of this name gets this number instead.
+    """Scores an image by its red channel; one named image gets a given number instead.
 
     Args:
         spoil: Part of the image's name, and the number.
@@ -69,7 +69,7 @@ class Brightness(LightningModule):
 
 
 def write_images(root: Path) -> None:
-    """Writes normal images, those with a defect that resizing keeps, and one with a defect that it loses."""
+    """Writes normal images, images with a defect that resizing keeps, and one with a defect that resizing removes."""
     rng = np.random.default_rng(0)
     for kind in ("good", "bad", "masks"):
         (root / kind).mkdir(parents=True)
@@ -176,7 +176,7 @@ def test_loader_processes_and_a_cache_change_nothing(root: Path, tmp_path: Path,
         assert [fact.seen for fact in facts] == [0, 1, 1, 1, 1, 0, 0, 0, 0, 0]
 
 
-def test_masks_that_mark_most_of_their_picture_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_masks_that_mark_most_of_their_picture_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_images(tmp_path / "data")
     for name in ("1.png", "2.png"):
         path = tmp_path / "data/masks" / name

@@ -1,4 +1,4 @@
-"""Thresholds that a test fixes without labels: where their normal images come from, and what they give."""
+"""Thresholds that a test fixes without labels: the source of their normal images, and their results."""
 
 import csv
 import json
@@ -48,7 +48,7 @@ class Brightness(LightningModule):
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Returns a folder of normal images to train on and to test on, and of anomalous ones with their masks."""
+    """Returns a folder of normal training and test images, and of anomalous images with masks."""
     root: Path = tmp_path_factory.mktemp("normals") / "parts"
     rng = np.random.default_rng(0)
     for kind, count in (("train", 6), ("good", 4), ("bad", 5), ("masks", 5)):

@@ -1,4 +1,4 @@
-"""What sheets of pictures are called."""
+"""File names of sheets of pictures."""
 
 from afclip_lightning.engine.callbacks.pictures import _file_name
 

@@ -1,4 +1,4 @@
-"""Writers of tiny directory trees in the datasets' true layouts; one file a dataset."""
+"""Writers of tiny directory trees in the datasets' true layouts; one file per dataset."""
 
 import os
 import re
@@ -12,7 +12,7 @@ WIDTH, HEIGHT = 20, 14  # not square, so that swapped axes show
 
 
 def write_image(path: Path, by_name: bool = False) -> Path:
-    """Writes an RGB image whose pixels follow from its place in the test's folder, and returns its path.
+    """Writes an RGB image whose pixels depend on its path in the test's folder, and returns its path.
 
     No two images of a test are alike: where one is trained on and its copy tested on, that is refused.
 
@@ -27,7 +27,7 @@ def write_image(path: Path, by_name: bool = False) -> Path:
 
 
 def _place(path: Path) -> str:
-    """Returns where an image lies, the same on every machine and in every run of the tests."""
+    """Returns the relative path of an image, the same on every machine and in every run of the tests."""
     parts = path.parts
     start = next((number + 2 for number, part in enumerate(parts) if re.fullmatch(r"pytest-\d+", part)), 0)
     return "/".join(parts[start:])

@@ -1,4 +1,4 @@
-"""Kaputt's tables and folders: three images to train on, one of them damaged, and six to test on."""
+"""Kaputt's tables and folders: three training images, one of them damaged, and six test images."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

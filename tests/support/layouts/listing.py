@@ -8,7 +8,7 @@ from tests.support.layouts.mvtec import write_mvtec
 
 
 def entries(root: Path) -> list[dict[str, Any]]:
-    """Returns what AnomalyCLIP's scripts say of each test image of `bolt`: masks paired by position."""
+    """Returns the entries of AnomalyCLIP's scripts for the test images of `bolt`: masks paired by position."""
     found = []
     for kind in ("good", "crack", "stain"):
         folder = root / "bolt/ground_truth" / kind

@@ -1,4 +1,4 @@
-"""The layouts of the medical sets that are only tested on, with their mixed extensions and what else lies there."""
+"""The layouts of the medical sets that are only tested on, with their mixed extensions and other files."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ SEGMENTED = {  # image and mask, 3 of each
 
 
 def write_medical(root: Path, subset: str) -> Path:
-    """Writes 3 anomalous images, and 2 normal ones where the set has any, and returns the root."""
+    """Writes 3 anomalous images, and 2 normal ones if the set has any, and returns the root."""
     for name in LABELLED.get(subset, ()):
         write_image(root / name)
     for i in range(3) if subset in SEGMENTED else ():

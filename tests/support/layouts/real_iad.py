@@ -1,4 +1,4 @@
-"""Real-IAD's lists and folders: per category one object to train on and two to test on, each with five views."""
+"""Real-IAD's lists and folders: per category one training object and two test objects, each with five views."""
 
 import json
 from collections.abc import Iterable
