@@ -13,7 +13,7 @@ def with_part(page: str, name: str, script: str, text: str) -> str:
 
     Args:
         page: The page, with the comments that begin and end the part.
-        name: What the comments call the part.
+        name: Name of the part in the comments.
         script: Path of the script from the repository's root.
         text: The new part; it ends a line.
 

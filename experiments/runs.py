@@ -1,4 +1,4 @@
-"""Runs of the command line that are done once, and tables over their results."""
+"""Runs of the command line that run once, and tables of their results."""
 
 import csv
 import statistics
@@ -12,7 +12,7 @@ METRICS = ("image_auroc", "image_ap", "pixel_ap", "pixel_auroc", "pixel_pro")
 
 
 def run(command: str, folder: Path, arguments: Sequence[str]) -> None:
-    """Runs one command into a folder, unless its results are there.
+    """Runs one command into a folder, unless its results exist.
 
     Raises:
         RuntimeError: The command failed.
@@ -33,7 +33,7 @@ def mean_rows(path: Path) -> dict[str, dict[str, float]]:
 
 
 def table(lines: Iterable[tuple[str, Sequence[Path]]]) -> dict[str, str]:
-    """Returns a Markdown table a dataset: a line a title, mean ± standard deviation over the results files."""
+    """Returns a Markdown table per dataset: one line per title, mean ± standard deviation over the results files."""
     rows: dict[str, list[str]] = defaultdict(
         lambda: ["| | I-AUROC | I-AP | P-AP | P-AUROC | PRO |", "|---|---:|---:|---:|---:|---:|"]
     )

@@ -37,8 +37,8 @@ SIDE = 63  # pixels of a side that maps are evaluated at
 
 
 @dataclass(frozen=True)
-class Said:
-    """What a head says.
+class HeadOutputs:
+    """The output of a head.
 
     Attributes:
         test: `[T, N]`: its map of the test images over the patches.
@@ -53,18 +53,18 @@ class Said:
 
 @dataclass(frozen=True, eq=False)
 class Set:
-    """What is known of a set: half cosine distances to each pool image, of test and of pool images; the head's map.
+    """Facts on a set: half cosine distances of test and pool images to each pool image, and the head's map.
 
     Attributes:
         label: `[T]`.
         mask: `[T, SIDE, SIDE]`, or `None`.
-        tokens: Of the test images, `[T, 1 + N, C]` per layer, float16.
-        rows: Of the pool images, likewise.
-        test: `[L, T, N, K]`: of each patch to the nearest of a pool image.
-        pool: `[L, K, N, K]`, likewise.
+        tokens: Tokens of the test images, `[T, 1 + N, C]` per layer, float16.
+        rows: The same for the pool images.
+        test: `[L, T, N, K]`: distance of each patch to the nearest patch of a pool image.
+        pool: The same for the pool images, `[L, K, N, K]`.
         ready: The ready head.
-        head: What the ready head says.
-        drawn: What was drawn onto the pool images; of an image its own number in the pool is the owner.
+        head: Outputs of the ready head.
+        drawn: Anomalies drawn onto the pool images; the owner is the image's number in the pool.
     """
 
     label: np.ndarray
@@ -74,7 +74,7 @@ class Set:
     test: Tensor
     pool: Tensor
     ready: AnomalyMethod
-    head: Said
+    head: HeadOutputs
     drawn: Drawn | None
 
 
@@ -104,13 +104,13 @@ def read_set(folder: Path, name: str, ready: AnomalyMethod, cache: Path) -> Set:
         torch.stack(to_test).float(),
         torch.stack(to_pool).float(),
         ready,
-        said_by(ready, tokens, rows),
+        outputs_of(ready, tokens, rows),
         read_drawn(folder, name, pool, rows, ready) if (folder / f"{name}.drawn.json").exists() else None,
     )
 
 
 def read_drawn(folder: Path, name: str, pool: Sequence[int], rows: Sequence[Tensor], ready: AnomalyMethod) -> Drawn:
-    """Returns the pool images and what was drawn onto them, as `adapt --fit_head` has them."""
+    """Returns the pool images and the anomalies drawn onto them, as in `adapt --fit_head`."""
     facts = json.loads((folder / f"{name}.drawn.json").read_text())
     masks = torch.from_numpy(np.load(folder / f"{name}.drawn.masks.npy"))
     drawn = [torch.from_numpy(np.load(folder / f"{name}.drawn.L{layer}.npy")) for layer in ready.spec.layers]
@@ -138,8 +138,8 @@ def _distances(tokens: Tensor, pool: Tensor) -> Tensor:
     return found
 
 
-def said_by(head: AnomalyMethod, *images: Sequence[Tensor]) -> Said:
-    """Returns what a head says of test and of pool images, by their tokens per layer."""
+def outputs_of(head: AnomalyMethod, *images: Sequence[Tensor]) -> HeadOutputs:
+    """Returns the outputs of a head for test and pool images, from their tokens per layer."""
     scores, maps = [], []
     for tokens in images:
         features = ClipFeatures(tuple(layer.float() for layer in tokens), head.backbone.grid)
@@ -148,11 +148,11 @@ def said_by(head: AnomalyMethod, *images: Sequence[Tensor]) -> Said:
         (height, width), (h, w) = found.anomaly_map.shape[1:], features.grid
         maps.append(F.avg_pool2d(found.anomaly_map[:, None], (height // h, width // w)).flatten(1))
         scores.append(found.pred_score.numpy())
-    return Said(maps[0], scores[0], maps[1])
+    return HeadOutputs(maps[0], scores[0], maps[1])
 
 
 def ready_head(file: Path) -> AnomalyMethod:
-    """Returns a head on a tower without weights: its features are there already."""
+    """Returns a head on a tower without weights, since its features are stored."""
     found = read_head_file(file)
     backbone = {"model": "dinov2-vits14", "weights": "random", "image_size": SIZE, "pos_embed": "bicubic_antialias"}
     method = build(
@@ -192,9 +192,9 @@ def standardised(data: Set, drawn: Sequence[int]) -> Tensor:
 
 
 def beside(
-    distances: Tensor, drawn: Sequence[int], head: Said, weight: float, smoothing: float
+    distances: Tensor, drawn: Sequence[int], head: HeadOutputs, weight: float, smoothing: float
 ) -> tuple[np.ndarray, Tensor]:
-    """Returns what `HeadWithMemory` says with this head, of standardised distances."""
+    """Returns the scores of `HeadWithMemory` with this head, from standardised distances."""
     usual = head.pool[drawn]
     total = distances + weight * (head.test - usual.mean()) / usual.std().clamp(min=1e-3)
     side = round(total.shape[1] ** 0.5)
@@ -208,12 +208,12 @@ def ours(weight: float, smoothing: float = 0.5) -> Rule:
 
 
 @lru_cache(maxsize=1)
-def fitted(data: Set, drawn: tuple[int, ...]) -> Said:
-    """Returns what the ready head says once `adapt --fit_head` has trained it further on the drawn images."""
+def fitted(data: Set, drawn: tuple[int, ...]) -> HeadOutputs:
+    """Returns the outputs of the ready head after `adapt --fit_head` has trained it further on the drawn images."""
     assert data.drawn is not None
     head = copy.deepcopy(data.ready)
     fit(head, data.drawn, drawn, seed=0)
-    return said_by(head, data.tokens, data.rows)
+    return outputs_of(head, data.tokens, data.rows)
 
 
 def fitted_alone(data: Set, drawn: Sequence[int]) -> tuple[np.ndarray, Tensor]:
@@ -228,11 +228,11 @@ def fitted_beside(data: Set, drawn: Sequence[int]) -> tuple[np.ndarray, Tensor]:
 
 
 def farthest(bank: Tensor, count: int) -> Tensor:
-    """Returns which rows of a bank are the `count` that leave no row far: each is the farthest from those before.
+    """Returns `count` rows that cover a bank: each is the row farthest from the earlier ones.
 
     Args:
         bank: `[R, C]`, L2-normalised.
-        count: At most R.
+        count: Number of rows, at most R.
 
     Reference: PatchCore (arXiv 2106.08265), Algorithm 1, without its random projection; begun with the first row.
     """
@@ -244,7 +244,7 @@ def farthest(bank: Tensor, count: int) -> Tensor:
 
 
 def part_of_memory(share: float, coreset: bool) -> Rule:
-    """Returns `HeadWithMemory`'s rule with a share of the patches: drawn as `MemoryBank` does, or the farthest ones."""
+    """Returns `HeadWithMemory`'s rule with a share of the patches: sampled as by `MemoryBank`, or the farthest ones."""
 
     def rule(data: Set, drawn: Sequence[int]) -> tuple[np.ndarray, Tensor]:
         key, tokens = ("set", "object"), [layer[list(drawn)] for layer in data.rows]
@@ -300,7 +300,7 @@ def _area(anomalous: np.ndarray, normal: np.ndarray) -> float:
 
 
 def counts_of(patches: Tensor, mask: np.ndarray) -> np.ndarray:
-    """Returns by image how many pixels of either kind have which value, `[T, 2, BINS]`."""
+    """Returns per image the histogram of the values of both kinds of pixels, `[T, 2, BINS]`."""
     side = round(patches.shape[1] ** 0.5)
     maps = upsample(patches.unflatten(1, (side, side)), SIDE).numpy()
     edges = np.quantile(maps, np.linspace(0, 1, BINS + 1)[1:-1])
@@ -334,7 +334,7 @@ def main() -> None:
 
 
 def compare(data: Set, shots: int) -> dict[str, dict[str, list[float]]]:
-    """Returns of each rule its image and pixel AUROC, and by how much it is above the two baselines, with intervals."""
+    """Returns image and pixel AUROC per rule, and its differences to the two baselines, with intervals."""
     rng, pool = np.random.default_rng(0), data.pool.shape[1]
     draws = [sorted(rng.choice(pool, shots, replace=False).tolist()) for _ in range(DRAWS if shots < pool else 1)]
     rules = {**RULES, **(FITTED if data.drawn else {}), **(PARTS if shots == 16 else {})}

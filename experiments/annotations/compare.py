@@ -1,4 +1,4 @@
-"""Compares what this project makes of exports with what the tools' own packages draw.
+"""Compares this project's conversion of exports with the masks of the tools' own packages.
 
 `python -m experiments.annotations.compare FOLDER`: FOLDER holds what `write.py` wrote, a folder per tool.
 """
@@ -14,7 +14,7 @@ from afclip_runtime.images.rasterise import mark
 
 
 def exports(folder: Path) -> dict[str, tuple[Export, Path]]:
-    """Returns the exports that there are, by name, each with the folder of what its tool draws."""
+    """Returns the existing exports by name, each with the folder of its tool's masks."""
     found: dict[str, tuple[Export, Path]] = {}
     if (by := folder / "datumaro").is_dir():
         found["Datumaro's format, by Datumaro"] = datumaro.read(by / "datumaro"), by

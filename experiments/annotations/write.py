@@ -1,4 +1,4 @@
-"""Writes an export with the own package of an annotation tool, and what that package draws of its shapes.
+"""Writes an export with an annotation tool's own package, and that package's masks of its shapes.
 
 Run in an environment of the tool, not of this project: `python write.py TOOL FOLDER`. FOLDER gets `images/a.png`, the
 export, and `drawn.npz`, which holds the mask of each shape as the tool draws it, in the order of the export.

@@ -1,4 +1,4 @@
-"""What a pass of each preset's vision tower costs: operations, and time over that of ViT-B/16.
+"""Cost of a pass of each preset's vision tower: operations, and time relative to ViT-B/16.
 
     python -m experiments.backbones.cost                     # every architecture: minutes on one core
     python -m experiments.backbones.cost --presets dinov3-l  # adds to what is there
@@ -62,7 +62,7 @@ def count_gflops(preset: Preset) -> float:
 
 
 def passes(preset: Preset) -> tuple[Callable[[], float], int, int]:
-    """Returns what runs a pass and says its seconds, the image's side, and the number of patches."""
+    """Returns a function that runs a pass and returns its seconds, the image's side, and the number of patches."""
     tower = build(preset, "cpu").requires_grad_(False)
     size = SIDE * tower.patch_size
     image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""The table of presets in docs/backbones.md, from the presets and what `cost.py` measured.
+"""The table of presets in docs/backbones.md, from the presets and the measurements of `cost.py`.
 
 python -m experiments.backbones.table    # writes it into the page
 """
@@ -17,7 +17,7 @@ RULE = "|---|---|---|---|---:|---:|---:|---|---:|---:|"
 
 
 def row(preset: Preset, cost: Mapping[str, str]) -> str:
-    """Returns the preset's row: what is not stated by a source, or not measured, says so."""
+    """Returns the preset's row. Unstated and unmeasured values are marked as such."""
     vision_only = preset.model.startswith("timm:")
     weights = (
         [preset.weights.removeprefix("timm:")]

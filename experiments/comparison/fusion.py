@@ -1,4 +1,4 @@
-"""Fusions of heads that a benchmark trained: their tests beside its cells, and whether they beat their members.
+"""Fusions of heads that a benchmark trained: their tests beside its cells, and their gain over their members.
 
 python -m experiments.comparison.fusion runs/demo demo    # fuses, and tests as the benchmark's cells are tested
 python -m experiments.comparison.fusion runs/real real
@@ -80,13 +80,13 @@ def cell_folder(out: Path, method: str, train: str, seed: int) -> Path:
 
 
 def render(values: Mapping[str, Values], columns: Sequence[tuple[str, str]]) -> str:
-    """Returns how far the fusion is above its best member, as Markdown; empty text where any of them was not measured.
+    """Returns the gain of the fusion over its best member, as Markdown; empty if one of them was not measured.
 
     The best member is the one with the highest mean on the test images, in hindsight. The interval is of the mean over
     seeds, by Student's t: it says what another training would give, and nothing of other test images.
 
     Args:
-        values: By method, of the fusion and its members.
+        values: Values by method, for the fusion and its members.
         columns: Datasets and metrics.
     """
     if not {NAME, *MEMBERS} <= values.keys():

@@ -1,4 +1,4 @@
-"""The tables of docs/comparison.md, from what the benchmark measured and what `experiments/methods` says of the cost.
+"""The tables of docs/comparison.md, from the results of the benchmark and the costs of `experiments/methods`.
 
 python -m experiments.comparison.tables runs/demo/results.csv runs/real/results.csv    # keeps what the tables need
 python -m experiments.comparison.tables                                                # writes the page's tables
@@ -64,7 +64,7 @@ class Line:
         shots: Normal images per category.
         trains: Whether it is fitted on the training set.
         planned: How many seeds its matrix has for it.
-        values: In percent, one per seed, by dataset and metric.
+        values: Values in percent, one per seed, by dataset and metric.
     """
 
     group: int
@@ -76,12 +76,12 @@ class Line:
 
     @property
     def seeds(self) -> int:
-        """Returns with how many seeds it was measured."""
+        """Returns the number of seeds."""
         return max(map(len, self.values.values()))
 
 
 def keep(source: Path, setting: Setting) -> None:
-    """Writes what the tables need of a benchmark's results.csv beside its matrix."""
+    """Writes the part of a benchmark's results.csv that the tables need, beside its matrix."""
     kept: dict[tuple[str, ...], dict[str, str]] = {}
     for _, row in read_rows(source):
         if row["category"] == MEAN:
@@ -91,7 +91,7 @@ def keep(source: Path, setting: Setting) -> None:
 
 
 def group_of(name: str, method: Method, shots: int) -> int:
-    """Returns which group a method belongs to, with so many few-shot images."""
+    """Returns the group of a method with this number of few-shot images."""
     cls = find_method(name, [read_yaml(HERE.parents[1] / config) for config in method.configs])
     with_others = {"always": True, "with few-shot images": shots > 0, "without few-shot images": shots == 0}
     if cls.needs_references or with_others.get(str(cls.uses_test_set), False):
@@ -126,7 +126,7 @@ def lines_of(setting: Setting) -> list[Line]:
 
 
 def cost_of(method: str, shots: int, costs: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """Returns the cells on cost: empty where nothing was measured, with so many few-shot images."""
+    """Returns the cells on cost with this number of few-shot images; empty without measurement."""
     cost = costs.get(f"{method}, {shots} shot" if shots else COST_NAMES.get(method, method), {})
     parameters, *others = (cost.get(column, "") for column in COST)
     return [f"{int(parameters):,}" if parameters else "", *others]
@@ -162,7 +162,7 @@ def render(setting: Setting) -> str:
 
 
 def render_fusion(setting: Setting) -> str:
-    """Returns how far the fusion of a setting is above its best member, as Markdown."""
+    """Returns the gain of a setting's fusion over its best member, as Markdown."""
     values = {line.method: line.values for line in lines_of(setting) if line.shots == 0}
     columns = [(dataset, metric) for dataset, metrics in SHOWN[setting].items() for metric in metrics]
     return fusion.render(values, columns) or "Not measured yet.\n"
@@ -177,7 +177,7 @@ def in_page(page: str) -> str:
 
 
 def main() -> None:
-    """Keeps what the results named on the command line say, and writes the page's tables."""
+    """Stores the results named on the command line, and writes the page's tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="*", help="results.csv of the demo, and of the real sets")
     for setting, source in zip(get_args(Setting), parser.parse_args().results, strict=False):

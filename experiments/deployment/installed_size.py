@@ -1,4 +1,4 @@
-"""Bytes on disk of packages with all that they require, in the environment of the interpreter that runs this.
+"""Bytes on disk of packages with all their requirements, in the environment of the running interpreter.
 
     ENV/bin/python experiments/deployment/installed_size.py NAME …
 
@@ -12,7 +12,7 @@ from importlib.metadata import Distribution, PackageNotFoundError, distribution
 
 
 def required(names: list[str]) -> dict[str, Distribution]:
-    """Returns the packages of these names, as `name` or `name[extra,extra]`, and all that they require, by name."""
+    """Returns the packages of these names, as `name` or `name[extra,extra]`, and all their requirements, by name."""
     found: dict[str, Distribution] = {}
     seen: set[tuple[str, str]] = set()
     left = list(names)

@@ -1,4 +1,4 @@
-"""What it costs to judge images on a factory PC: the runtime without torch beside `afclip inspect`, in one run.
+"""Cost of inspection on a factory PC: the runtime without torch compared with `afclip inspect`, in one run.
 
     git worktree add --detach ../before c3a0384        # the last version that had only torch
     python -m experiments.deployment.measure WORK --before ../before
@@ -46,10 +46,10 @@ ENGINES = {"onnx": "onnxruntime", "openvino": "openvino"}
 
 @dataclass(frozen=True)
 class Command:
-    """A command that judges one image.
+    """A command that inspects one image.
 
     Attributes:
-        arguments: Of the command line, without where its output goes.
+        arguments: Arguments of the command line, without the output folder.
         folder: Where it runs: what it imports lies there.
         has_out: Whether it is told where its output goes, by --out.
     """
@@ -76,7 +76,7 @@ class Command:
 
 
 def costs(commands: Mapping[str, Command], work: Path, threads: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Returns the medians of what each command costs, over rounds in which each runs once; a first one is not counted.
+    """Returns the median costs of each command over rounds in which each runs once, without the first round.
 
     Ratios are to the first command, round by round.
     """
@@ -100,7 +100,7 @@ def costs(commands: Mapping[str, Command], work: Path, threads: int, rounds: int
 
 
 def environment(folder: Path, requirements: Path, package: str) -> Path:
-    """Returns the Python of an environment with what a bundle requires, and one engine."""
+    """Returns the Python of an environment with a bundle's requirements and one engine."""
     python = folder / "bin" / "python"
     if not (folder / "ready").exists():
         venv.create(folder, with_pip=True, clear=True)
@@ -112,7 +112,7 @@ def environment(folder: Path, requirements: Path, package: str) -> Path:
 
 
 def installed(python: Path | str, names: Sequence[str]) -> int:
-    """Returns the bytes of packages in the environment of a Python, with all that they require."""
+    """Returns the bytes of packages in the environment of a Python, with all their requirements."""
     output = subprocess.run([python, HERE / "installed_size.py", *names], check=True, capture_output=True, text=True)
     return sum(json.loads(output.stdout).values())
 
@@ -137,7 +137,7 @@ def photo(path: Path) -> Path:
 
 
 def export(head: Path, out: Path, *options: str) -> Path:
-    """Returns a bundle of a head, which is written if it is not there."""
+    """Returns a bundle of a head, which is written if it is missing."""
     if not out.exists():
         subprocess.run(
             [sys.executable, "-m", "afclip_lightning", "export", "--checkpoint", head, "--to", "bundle", "--out", out]
@@ -148,7 +148,7 @@ def export(head: Path, out: Path, *options: str) -> Path:
 
 
 def processor() -> str:
-    """Returns the processor's name, and which instructions for small numbers it has."""
+    """Returns the processor's name and its instructions for low-precision numbers."""
     text = Path("/proc/cpuinfo").read_text("utf-8") if Path("/proc/cpuinfo").exists() else ""
     fields = dict(line.split(":", 1) for line in text.replace("\t", "").splitlines() if ":" in line)
     flags = [

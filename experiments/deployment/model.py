@@ -1,4 +1,4 @@
-"""The model that deployments are measured with: AF-CLIP on ViT-B/16 at 224 pixels, all weights random.
+"""The model for measurements of deployments: AF-CLIP on ViT-B/16 at 224 pixels, all weights random.
 
     python -m experiments.deployment.model DIR     # DIR/clip.safetensors, DIR/head.safetensors
 

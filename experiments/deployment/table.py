@@ -22,7 +22,7 @@ def costs_table(results: dict[str, Any]) -> str:
 
 
 def sizes_table(results: dict[str, Any]) -> str:
-    """Returns what each environment takes on disk, as Markdown."""
+    """Returns the size of each environment on disk, as Markdown."""
     sizes = results["installed_bytes"]
     lines = ["| environment | installed | share of training |", "|---|---:|---:|"]
     for name, size in sizes.items():

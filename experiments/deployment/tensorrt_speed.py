@@ -23,7 +23,7 @@ LIMIT = 1e-3
 
 
 def refuse(reason: str) -> int:
-    """Says why nothing was measured, and returns the exit code of a mistake."""
+    """Prints why nothing was measured, and returns the exit code of a mistake."""
     print(f"error: {reason}", file=sys.stderr)
     return 2
 

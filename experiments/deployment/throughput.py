@@ -22,7 +22,7 @@ Run = Callable[[np.ndarray], object]
 
 
 def open_engines(head: Path, bundles: list[Path], threads: int) -> dict[str, Run]:
-    """Returns what scores a batch of views, by a name: the engine, and the precision of the bundle."""
+    """Returns functions that score a batch of views, by engine and precision of the bundle."""
     torch.set_num_threads(threads)
     runs: dict[str, Run] = {"torch float32": load(head, device="cpu", calibration=None).engine.score}
     for folder in bundles:

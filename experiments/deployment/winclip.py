@@ -1,4 +1,4 @@
-"""Runs anomalib's WinCLIP through its OpenVINO export, with random weights: the peer of `measure`.
+"""Runs anomalib's WinCLIP through its OpenVINO export, with random weights: for comparison in `measure`.
 
 It runs in an environment of its own, and needs nothing of this project:
 
@@ -55,7 +55,7 @@ def judge(folder: Path, image: Path) -> None:
 
 
 def speed(folder: Path, threads: int, rounds: int) -> None:
-    """Prints the least seconds of an image over the rounds: torch, and the exported model in float32."""
+    """Prints the shortest time of an image over the rounds, in seconds: torch, and the exported model in float32."""
     import openvino
     import torch
 

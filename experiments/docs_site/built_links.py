@@ -1,4 +1,4 @@
-"""Checks of the built pages: every link leads somewhere, and nothing that a page shows comes from a network."""
+"""Checks of the built pages: every link has a target, and no content comes from a network."""
 
 import re
 from functools import cache
@@ -26,7 +26,7 @@ class Targets(HTMLParser):
         self.loaded: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Notes what one element holds."""
+        """Records the content of one element."""
         values = {name: value for name, value in attrs if value}
         self.places |= {values[name] for name in ("id", "name") if name in values}
         if tag in SHOWN:
@@ -39,14 +39,14 @@ class Targets(HTMLParser):
 
 @cache
 def targets_of(page: Path) -> Targets:
-    """Returns what a page holds."""
+    """Returns the content of a page."""
     targets = Targets()
     targets.feed(page.read_text(encoding="utf-8"))
     return targets
 
 
 def faults(site: Path) -> list[str]:
-    """Returns a line per link of the built site that leads nowhere, and per file that would come from a network."""
+    """Returns a line per broken link of the built site, and per file that would come from a network."""
     found = []
     for page in sorted(site.rglob("*.html")):
         if page.name == "404.html":  # served from any place: its links begin at the site's root
@@ -69,7 +69,7 @@ def is_elsewhere(target: str) -> bool:
 
 
 def leads_somewhere(page: Path, target: str) -> bool:
-    """Returns whether a file of the site, and the place in it, are there."""
+    """Returns whether a file of the site, and the place in it, exist."""
     parts = urlsplit(target)
     file = (page.parent / unquote(parts.path)).resolve() if parts.path else page
     file = file / "index.html" if file.is_dir() else file

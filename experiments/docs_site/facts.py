@@ -1,4 +1,4 @@
-"""What the classes of methods and datasets say of themselves, for tables and pages."""
+"""Facts that the classes of methods and datasets declare, for tables and pages."""
 
 import inspect
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ def page_name(cls: type[AnomalyMethod]) -> str:
 
 
 def paper_of(cls: type[AnomalyMethod] | Published) -> Paper | None:
-    """Returns the paper of a method or a dataset; `None` where it names none."""
+    """Returns the paper of a method or a dataset; `None` without one."""
     return papers()[cls.paper] if cls.paper else None
 
 
@@ -43,7 +43,7 @@ def trains(cls: type[AnomalyMethod]) -> bool:
 
 
 def normal_images(cls: type[AnomalyMethod]) -> str:
-    """Returns how many normal images of the tested category a method takes, and whether it sees other test images."""
+    """Returns the number of normal images that a method needs, and whether it uses other test images."""
     if cls.uses_test_set == "always":
         return "none; compares all test images"
     if cls.needs_references:
@@ -67,13 +67,13 @@ def _variants(cls: type[AnomalyDataModule]) -> Iterator[AnomalyDataModule]:
 
 
 def class_of(data: AnomalyDataModule) -> str:
-    """Returns how a dataset is named on the command line: its class, and its subset where it has one."""
+    """Returns the name of a dataset on the command line: its class, and its subset if it has one."""
     variants = type(data).variants(Path("data"))
     return type(data).__name__ + (f"`, `{data.name.rpartition('_')[2]}" if len(variants) > 1 else "")
 
 
 def test_images(data: AnomalyDataModule) -> str:
-    """Returns the published normal and anomalous test images; empty where they are not published."""
+    """Returns the published normal and anomalous test images; empty if they are not published."""
     _, normal, anomalous = data.published_total
     if anomalous is None and data.published_counts:
         normal, anomalous = (sum(counts[i] or 0 for counts in data.published_counts.values()) for i in (1, 2))
@@ -81,7 +81,7 @@ def test_images(data: AnomalyDataModule) -> str:
 
 
 def where(data: AnomalyDataModule) -> str:
-    """Returns where a dataset is obtained, as Markdown."""
+    """Returns the source of a dataset, as Markdown."""
     if data.url:
         parts = urlsplit(data.url)
         return f"[{parts.netloc.removeprefix('www.')}{parts.path.rstrip('/')}]({data.url})"

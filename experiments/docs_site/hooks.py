@@ -1,4 +1,4 @@
-"""What MkDocs does beside its own for the site: pages of the repository's files, of the API, and links between them."""
+"""Hooks of MkDocs for the site: pages of the repository's files, of the API, and links between them."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ log = get_plugin_logger("docs_site")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the pages that are no files of docs/, and puts those of folders into the navigation."""
+    """Adds the pages that are not files of docs/, and puts those of folders into the navigation."""
     own = [f"docs/{file.src_uri}" for file in files.documentation_pages()]
     try:
         shown = repository.shown_files([*own, *repository.PAGES])

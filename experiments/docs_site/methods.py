@@ -1,4 +1,4 @@
-"""What the site adds to the page of a method: its arguments and configs, from the class."""
+"""Additions of the site to the page of a method: its arguments and configs, from the class."""
 
 from experiments.docs_site import facts
 
@@ -14,7 +14,7 @@ Configs: {configs}.
 
 
 def arguments(source: str) -> str:
-    """Returns what follows a page of docs/methods/; empty for all other pages.
+    """Returns the addition to a page of docs/methods/; empty for all other pages.
 
     Args:
         source: The page's file, from the repository's root.

@@ -29,7 +29,7 @@ class Paper:
         year: Year of publication.
         venue: Where it was published; empty for a preprint.
         arxiv: arXiv id; empty where none is known.
-        doi: DOI, likewise.
+        doi: DOI; empty if there is none.
     """
 
     key: str
@@ -43,14 +43,14 @@ class Paper:
 
     @property
     def address(self) -> str:
-        """Returns where the paper is; empty where no address is known."""
+        """Returns the address of the paper; empty if it is not known."""
         if self.arxiv:
             return f"https://arxiv.org/abs/{self.arxiv}"
         return f"https://doi.org/{self.doi}" if self.doi else ""
 
     @property
     def linked_title(self) -> str:
-        """Returns the title in Markdown, as a link where there is an address."""
+        """Returns the title in Markdown, as a link if there is an address."""
         return f"[{self.title}]({self.address})" if self.address else self.title
 
     @property

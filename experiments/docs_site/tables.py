@@ -15,7 +15,7 @@ SCRIPT = "experiments/docs_site/tables.py"
 
 
 def table(head: str, rows: Iterable[Iterable[str]]) -> str:
-    """Returns a Markdown table; the heads of its columns stand in one string, with bars between."""
+    """Returns a Markdown table; the headings are one string, separated by bars."""
     titles = [title.strip() for title in head.split("|")]
     return "\n".join([table_row(titles), "|---" * len(titles) + "|", *map(table_row, rows)]) + "\n"
 
@@ -86,7 +86,7 @@ PARTS: tuple[tuple[str, str, Callable[[], str]], ...] = (
 
 
 def written(path: str, name: str, part: Callable[[], str]) -> str:
-    """Returns a page with one of its parts written again.
+    """Returns a page with one of its parts replaced.
 
     Raises:
         ValueError: The page has no such part.

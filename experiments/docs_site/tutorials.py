@@ -22,7 +22,7 @@ FOLDER = ROOT / "docs/tutorials"
 
 @dataclass
 class Page:
-    """What a script becomes.
+    """The result of a script.
 
     Attributes:
         text: The page, Markdown.
@@ -39,7 +39,7 @@ def scripts() -> list[Path]:
 
 
 def cells(source: str) -> Iterator[tuple[bool, str]]:
-    """Yields each cell of a script: whether it is prose, and what it says."""
+    """Yields each cell of a script: whether it is prose, and its text."""
     for kind, text in re.findall(r"^# %%( \[markdown\])?\n(.*?)(?=^# %%|\Z)", source, re.MULTILINE | re.DOTALL):
         yield bool(kind), re.sub(r"^# ?", "", text.strip(), flags=re.MULTILINE) if kind else text.strip()
 
@@ -81,7 +81,7 @@ def _working_in(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _module(module: types.ModuleType) -> Iterator[None]:
-    """Makes the classes of a script ones that can be imported while it runs, as those of a file are."""
+    """Makes the classes of a script importable while it runs, like those of a module."""
     sys.modules[module.__name__] = module
     try:
         yield

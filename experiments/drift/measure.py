@@ -1,4 +1,4 @@
-"""How soon a drift is found, and how often one is found that is none.
+"""How soon a drift is found, and how often a false alarm occurs.
 
     python -m experiments.drift.measure shifts                    # simulated scores: images until a shift is found
     python -m experiments.drift.measure stable --streams 200      # false alarms of stable streams of 10,000 images
@@ -25,7 +25,7 @@ PLAY = 8  # pixels by which a part may lie elsewhere
 
 
 def found_after(kept: NormalScores | None, scores: Iterable[float]) -> int:
-    """Returns the number of the image at which a drift is found, from 1; `NEVER` if it is not."""
+    """Returns the number of the image at which a drift is found, from 1; `NEVER` without drift."""
     drift = Drift(kept)
     return next((drift.images for score in scores if drift.add(float(score))), NEVER)
 
@@ -75,7 +75,7 @@ def stable(streams: int) -> None:
 
 
 def cuts(rng: np.random.Generator, photo: np.ndarray, images: int) -> Iterable[np.ndarray]:
-    """Yields cuts of a photo `[H, W]`, `[SIDE, SIDE, 3]`, uint8: a part that lies a few pixels off, and some noise."""
+    """Yields cuts of a photo `[H, W]`, `[SIDE, SIDE, 3]`, uint8: a part shifted by a few pixels, with noise."""
     for _ in range(images):
         y, x = rng.integers(100, 100 + PLAY, 2)
         noisy = photo[y : y + SIDE, x : x + SIDE] + rng.normal(0, 2.0, (SIDE, SIDE))
@@ -83,7 +83,7 @@ def cuts(rng: np.random.Generator, photo: np.ndarray, images: int) -> Iterable[n
 
 
 def light(streams: int) -> None:
-    """Prints, per light and photo, how far scores move, and after how many images that is found."""
+    """Prints, per light and photo, the change of scores, and the number of images until it is found."""
     import skimage.data
 
     from afclip_lightning import load

@@ -1,4 +1,4 @@
-"""What FAPrompt's text costs at test and what its training takes, against a loop as in the official code.
+"""Cost of FAPrompt's text in tests and in training, compared with a loop as in the official code.
 
     python -m experiments.faprompt.cost                                        # ViT-B/16 on a CPU
     python -m experiments.faprompt.cost --step                                 # and a step of training, both ways
@@ -52,7 +52,7 @@ def encode_padded(model: FAPrompt, bias: Tensor) -> Tensor:
 
 
 def image_by_image(model: FAPrompt, prior: Tensor) -> Tensor:
-    """Returns the adapted embeddings `[B, K, D]` as the official code gets them: nothing cut, nothing kept."""
+    """Returns the adapted embeddings `[B, K, D]` as in the official code: at full length, without caching."""
     rows = []
     for bias in prior:
         encode_padded(model, torch.zeros_like(bias))
@@ -61,14 +61,14 @@ def image_by_image(model: FAPrompt, prior: Tensor) -> Tensor:
 
 
 def as_the_loop(model: FAPrompt, batch: int) -> None:
-    """Makes a model encode its text for each image by itself at full length, with and without prior, gradients kept."""
+    """Makes a model encode its text per image at full length, with and without prior, with gradients."""
     none = torch.zeros(model.backbone.text.width, device=model.device)
     model.text_embeddings = lambda: torch.stack([encode_padded(model, none) for _ in range(batch)]).mean(0)  # type: ignore[method-assign]
     model.prompts.adapted = lambda _, prior: torch.stack([encode_padded(model, bias)[1:] for bias in prior])  # type: ignore
 
 
 def steps(model: FAPrompt, batch: Batch, rounds: int) -> tuple[list[float], list[float], float]:
-    """Returns the seconds of steps of the head, and of passes of the backbone in turn, and the peak memory in MB."""
+    """Returns the seconds of alternating steps of the head and passes of the backbone, and the peak memory in MB."""
     optimizer = model.configure_optimizers()
     assert optimizer is not None
     features = model.extract(batch)
@@ -86,7 +86,7 @@ def steps(model: FAPrompt, batch: Batch, rounds: int) -> tuple[list[float], list
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """Returns how long a call takes, with the device's work."""
+    """Returns the time of a call, including the device's work."""
     start = time.perf_counter()
     call()
     if torch.cuda.is_available():
@@ -95,7 +95,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def text_ratios(model: FAPrompt, batch: int, rounds: int) -> list[float]:
-    """Returns, for each round, our time over that of the loop.
+    """Returns our time relative to the loop, per round.
 
     Raises:
         RuntimeError: The two do not give the same embeddings.

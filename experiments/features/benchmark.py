@@ -1,4 +1,4 @@
-"""What keeping features saves: epochs, sweeps and shared passes with `--features.cache`, over the same without.
+"""Savings of stored features: epochs, sweeps and shared passes with `--features.cache`, relative to those without.
 
     python -m experiments.features.benchmark                    # ViT-B/16 at 224 px, random weights, on a CPU
     python -m experiments.features.benchmark --images 40 --trials 4 --methods AnomalyCLIP
@@ -39,14 +39,14 @@ from experiments.methods.benchmark import METHODS
 
 
 def now() -> float:
-    """Returns the time in seconds when the device has done what it was given."""
+    """Returns the time in seconds after the device has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 class Clock(Callback):
-    """Notes how long each epoch takes, and of it how long the training steps take."""
+    """Records the time of each epoch and of its training steps."""
 
     def __init__(self) -> None:
         self.epochs: list[float] = []
@@ -74,7 +74,7 @@ class Clock(Callback):
 
 @dataclass(frozen=True)
 class Setting:
-    """On what a method trains.
+    """The training data of a method.
 
     Attributes:
         data: Training images.
@@ -87,7 +87,7 @@ class Setting:
     precision: str
 
     def train(self, method: AnomalyMethod, epochs: int, cache: Path | None) -> Clock:
-        """Trains a method as it is now, and returns the times of its epochs."""
+        """Trains a method from its current state, and returns the times of its epochs."""
         seed_everything(0, verbose=False)
         method.store = FeatureStore(cache, method.spec, method.backbone.grid) if cache else None
         self.data.connect(method.preprocess, store=method.store)
@@ -108,7 +108,7 @@ class Setting:
 
 
 def measure_epochs(method: AnomalyMethod, setting: Setting, rounds: int, images: int) -> dict[str, float]:
-    """Returns a second epoch with kept features over one without a store, and the head's own share of the latter."""
+    """Returns the ratio of a second epoch with stored features to one without, and the head's share of the latter."""
     plain, kept, heads, both = [], [], [], []
     with tempfile.TemporaryDirectory() as folder:
         setting.train(method, 1, Path(folder))
@@ -128,7 +128,7 @@ def measure_epochs(method: AnomalyMethod, setting: Setting, rounds: int, images:
 
 
 def measure_sweep(method: AnomalyMethod, setting: Setting, trials: int) -> float:
-    """Returns a sweep with a store, without the heads' own work, over one trial without a store."""
+    """Returns the time of a sweep with a store, without the heads' work, relative to one trial without a store."""
     plain = sum(setting.train(method, 1, None).epochs)
     with tempfile.TemporaryDirectory() as folder:
         clocks = [setting.train(method, 1, Path(folder)) for _ in range(trials)]
@@ -137,7 +137,7 @@ def measure_sweep(method: AnomalyMethod, setting: Setting, trials: int) -> float
 
 
 def measure_pass(methods: Mapping[str, AnomalyMethod], batch_size: int, rounds: int) -> tuple[float, str]:
-    """Returns the backbone's pass that serves all methods over the longest that one needs, and whose that is."""
+    """Returns the time of the shared pass relative to the longest pass of one method, and that method."""
     backbone = next(iter(methods.values())).backbone
     device = next(backbone.parameters()).device
     image = torch.randn(batch_size, 3, backbone.image_size, backbone.image_size, device=device)

@@ -26,7 +26,7 @@ CLIP = {
 
 
 def write_images(folder: Path, count: int) -> Path:
-    """Writes images that all differ, as a build computes each content once, and returns their folder."""
+    """Writes different images, since a build computes each content once, and returns their folder."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for number in range(count):

@@ -35,11 +35,11 @@ HEADS = ("PatchLogit", "UniADet", "PatchRarity")
 SETS = ("mvtec_leather_subset", "hazelnut_toy", "magnetic_tile", "brain_mri_yes_no")
 RESAMPLES, BINS, BATCH = 300, 200, 16
 SAMPLE = Sample("set", "object", "test", Path("image"), UNKNOWN, class_name="object")
-Said = tuple[Tensor, Tensor]  # by head: scores [heads, T], and maps [heads, T, SIDE, SIDE]
+HeadOutputs = tuple[Tensor, Tensor]  # by head: scores [heads, T], and maps [heads, T, SIDE, SIDE]
 
 
 def batch_of(count: int, mask: Tensor | None = None) -> Batch:
-    """Returns a batch of which features alone are taken; with a mask, one to train with."""
+    """Returns a batch for stored features; with a mask, a training batch."""
     none = torch.empty(0)
     if mask is None:
         return Batch(none, none, none, none, [SAMPLE] * count)
@@ -69,8 +69,8 @@ def fusion_of(backbone: ClipBackbone, checkpoint: Path, pairs: Pairs, seed: int,
 
 
 @torch.inference_mode()
-def said_by(fusion: Fusion, tokens: Sequence[Tensor]) -> tuple[Said, Tensor]:
-    """Returns what each head says of images, and what `Fusion.said_of` keeps of it."""
+def outputs_of(fusion: Fusion, tokens: Sequence[Tensor]) -> tuple[HeadOutputs, Tensor]:
+    """Returns the outputs of each head for images, and their summary by `Fusion.statistics_of`."""
     scores, maps, kept = [], [], []
     for start in range(0, len(tokens[0]), BATCH):
         layers = tuple(layer[start : start + BATCH].float() for layer in tokens)
@@ -84,8 +84,8 @@ def said_by(fusion: Fusion, tokens: Sequence[Tensor]) -> tuple[Said, Tensor]:
     return (torch.cat(scores, dim=1), torch.cat(maps, dim=1)), torch.cat(kept)
 
 
-def rules_of(fusion: Fusion, said: Said, normal: dict[str, list[Tensor]]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Returns scores and maps of each head and of each fusion; a fusion is linear in what its heads say."""
+def rules_of(fusion: Fusion, said: HeadOutputs, normal: dict[str, list[Tensor]]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Returns scores and maps of each head and of each fusion; a fusion is linear in the outputs of its heads."""
     scores, maps = said
     rules = {name: (scores[i], maps[i]) for i, name in enumerate(HEADS)}
     rules["fusion, none"] = scores.mean(dim=0), maps.mean(dim=0)
@@ -105,7 +105,7 @@ def rules_of(fusion: Fusion, said: Said, normal: dict[str, list[Tensor]]) -> dic
 
 
 def counts_of(maps: Tensor, mask: np.ndarray) -> np.ndarray:
-    """Returns by image how many pixels of either kind have which value, anomalous first, `[T, 2, BINS]`."""
+    """Returns per image the histogram of the values of both kinds of pixels, anomalous first, `[T, 2, BINS]`."""
     values = maps.numpy()
     place = np.digitize(values, np.quantile(values, np.linspace(0, 1, BINS + 1)[1:-1]))
     of = [[np.bincount(p[kind], minlength=BINS) for kind in (m, ~m)] for p, m in zip(place, mask, strict=True)]
@@ -115,7 +115,7 @@ def counts_of(maps: Tensor, mask: np.ndarray) -> np.ndarray:
 def compare(
     fusions: Sequence[Fusion], drawn: Sequence[list[Tensor]], folder: Path, name: str
 ) -> dict[str, dict[str, list[float]]]:
-    """Returns of each rule its AUROCs, and by how much they are above those of the best head, with intervals."""
+    """Returns the AUROCs per rule, and their differences to the best head, with intervals."""
     images = json.loads((folder / f"{name}.json").read_text())
     test, own = ([i for i, row in enumerate(images) if row["split"] == split] for split in ("test", "train"))
     files = [np.load(folder / f"{name}.L{layer}.npy", mmap_mode="r") for layer in LAYERS]
@@ -127,8 +127,8 @@ def compare(
     for fusion, aux in zip(fusions, drawn, strict=True):
         normal = {"drawn": aux}
         if own:
-            normal["own"] = [said_by(fusion, [torch.from_numpy(file[own]) for file in files])[1]]
-        found.append(rules_of(fusion, said_by(fusion, [torch.from_numpy(file[test]) for file in files])[0], normal))
+            normal["own"] = [outputs_of(fusion, [torch.from_numpy(file[own]) for file in files])[1]]
+        found.append(rules_of(fusion, outputs_of(fusion, [torch.from_numpy(file[test]) for file in files])[0], normal))
     rng = np.random.default_rng(0)
     kinds = [np.flatnonzero(label == kind) for kind in (0, 1)]
     weights = [np.ones(len(label))]
@@ -172,7 +172,7 @@ def main() -> None:
     drawn = []
     for fusion in fusions:
         rows = {kind: [i for i, one in enumerate(kinds) if one == kind and not held.label[i]] for kind in set(kinds)}
-        drawn.append([said_by(fusion, [layer[rows[kind]] for layer in held.tokens])[1] for kind in sorted(rows)])
+        drawn.append([outputs_of(fusion, [layer[rows[kind]] for layer in held.tokens])[1] for kind in sorted(rows)])
         fusion.take_normal(drawn[-1])
         print("scale of scores and maps:", [[round(v, 4) for v in row] for row in fusion.scale.tolist()], flush=True)
     results = {}

@@ -1,4 +1,4 @@
-"""Measures what the launcher costs: a benchmark of 200 cells that do nothing, beside another commit of this repository.
+"""Measures the cost of the launcher: a benchmark of 200 empty cells, compared with another commit of this repository.
 
     python -m experiments.launcher.cost [--against COMMIT] [--rounds N]
 

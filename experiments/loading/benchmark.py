@@ -41,7 +41,7 @@ Pass = Callable[[], int]  # walks all images once and returns how many there wer
 
 
 def draw_images(folder: Path, count: int, side: int, suffixes: Sequence[str]) -> None:
-    """Writes smooth pictures with fine noise, of `side` pixels, in these formats by turns."""
+    """Writes smooth pictures with fine noise, of `side` pixels, in these formats in turn."""
     generator = np.random.default_rng(0)
     folder.mkdir(parents=True)
     for i in range(count):
@@ -52,7 +52,7 @@ def draw_images(folder: Path, count: int, side: int, suffixes: Sequence[str]) ->
 
 
 def plain_loop(paths: list[Path], side: int) -> int:
-    """Reads every image with Pillow as the backbone takes it, and returns how many there were."""
+    """Reads every image with Pillow as the backbone's input, and returns their number."""
     mean, std = (torch.tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
     for path in paths:
         with Image.open(path) as image:
@@ -62,7 +62,7 @@ def plain_loop(paths: list[Path], side: int) -> int:
 
 
 def plain_loops(paths: list[Path], side: int, processes: int) -> int:
-    """Reads every image in as many processes, which keep what they read to themselves; returns how many there were."""
+    """Reads every image in several processes, which do not send the images; returns their number."""
     fork = multiprocessing.get_context("fork")
     loops = [fork.Process(target=plain_loop, args=(paths[i::processes], side)) for i in range(processes)]
     for loop in loops:
@@ -82,7 +82,7 @@ def loader_pass(paths: list[Path], side: int, batch_size: int, workers: int, loa
 
 
 def measure(passes: dict[str, Pass], rounds: int) -> dict[str, list[float]]:
-    """Returns images per second of every pass and round; each is walked once before, untimed, to fill caches."""
+    """Returns images per second of every pass and round; each runs once before, untimed, to fill caches."""
     for walk in passes.values():
         walk()
     speeds: dict[str, list[float]] = {name: [] for name in passes}
@@ -95,7 +95,7 @@ def measure(passes: dict[str, Pass], rounds: int) -> dict[str, list[float]]:
 
 
 def ratios(speeds: dict[str, list[float]], reference: str) -> dict[str, float]:
-    """Returns the median over the rounds of each speed over that of the reference in the same round."""
+    """Returns the median over the rounds of each speed relative to the reference in the same round."""
     return {
         name: statistics.median(one / other for one, other in zip(values, speeds[reference], strict=True))
         for name, values in speeds.items()

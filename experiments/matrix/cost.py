@@ -1,4 +1,4 @@
-"""Measures what the benchmark's machine costs, and what it saves.
+"""Measures the cost and the savings of the benchmark's machinery.
 
     python -m experiments.matrix.cost overhead     200 cells that do nothing
     python -m experiments.matrix.cost saving       6 methods on 3 test sets, against one process a method and test set
@@ -38,7 +38,7 @@ def nothing(arguments: Sequence[str]) -> int:
 
 
 def timed(work: Callable[[], object]) -> tuple[float, float]:
-    """Returns wall-clock and processor seconds, those of child processes that have ended included."""
+    """Returns wall-clock and processor seconds, including child processes that have ended."""
 
     def processor() -> float:
         usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
@@ -50,7 +50,7 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
 
 
 def overhead(out: Path) -> None:
-    """Prints what scheduling costs: cells are claimed, run, recorded and put into the table."""
+    """Prints the cost of scheduling: cells are claimed, run, recorded and put into the table."""
     cells = []
     for number in range(CELLS):
         step = Step("set-0", (f"{CELL}/set-0",), "1", "set")
@@ -62,7 +62,7 @@ def overhead(out: Path) -> None:
 
 
 def one_by_one(todo: Plan, out: Path) -> None:
-    """Runs each method on each test set as a command of its own, which fits and tests."""
+    """Runs each method on each test set as a separate command, which fits and tests."""
     for cell in todo.cells:
         for step in (step for step in cell.steps if step.dataset):
             configs = [path for path in cell.files if not path.name.startswith("data-")]
@@ -91,7 +91,7 @@ def one_by_one(todo: Plan, out: Path) -> None:
 
 
 def saving(out: Path) -> None:
-    """Prints the cost of a matrix over that of its methods and test sets one by one."""
+    """Prints the cost of a matrix relative to that of its methods and test sets one by one."""
     matrix = load_matrix(
         [CHANGES], [f"datasets.{name}.init_args.root={out / 'drawn'}" for name in ("train", "a", "b", "c")]
     )

@@ -1,4 +1,4 @@
-"""What each method costs over the pass of its frozen backbone, at test and in a training step.
+"""Cost of each method relative to the pass of its frozen backbone, in tests and training steps.
 
     python -m experiments.methods.benchmark                                            # ViT-B/16 at 224 px on a CPU
     python -m experiments.methods.benchmark --model ViT-L-14-336 --image_size 518 --device cuda --precision bf16
@@ -65,7 +65,7 @@ from experiments.methods import table as cost_table
 
 
 def quarters(backbone: ClipBackbone) -> list[int]:
-    """Returns the blocks at the quarters of the depth, which stand for 6, 12, 18 and 24 of ViT-L/14."""
+    """Returns the blocks at the quarters of the depth, which correspond to 6, 12, 18 and 24 of ViT-L/14."""
     return [backbone.vision.depth * i // 4 for i in (1, 2, 3, 4)]
 
 
@@ -122,7 +122,7 @@ WITHOUT_COST = {  # by their classes
 
 
 def images(count: int, size: int, device: str) -> Batch:
-    """Returns noise, half of it anomalous, in pairs that are each other's reference, as a loader deals them."""
+    """Returns noise, half of it anomalous, in pairs that are each other's reference, as from a loader."""
     generator = torch.Generator().manual_seed(0)
     mask = torch.zeros(count, size, size, dtype=torch.uint8)
     mask[::2, : size // 4, : size // 3] = 1
@@ -145,7 +145,7 @@ UPSAMPLING = ("upsample_and_smooth", "pool_and_upsample", "upsample")
 
 
 def seconds(call: Callable[[], Any], device: str) -> float:
-    """Returns how long a call takes: in the processor's own seconds, or with the GPU's work."""
+    """Returns the time of a call: processor time, or including the GPU's work."""
     clock = time.perf_counter if device == "cuda" else time.process_time
     start = clock()
     call()
@@ -155,7 +155,7 @@ def seconds(call: Callable[[], Any], device: str) -> float:
 
 
 def operations(call: Callable[[], Any]) -> int:
-    """Returns the floating-point operations of a call; those of attention too, which its fused form would hide."""
+    """Returns the floating-point operations of a call, including attention, which its fused form would hide."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     with FlopCounterMode(display=False) as counter:
@@ -165,7 +165,7 @@ def operations(call: Callable[[], Any]) -> int:
 
 
 def matrix_rate(device: str, dtype: torch.dtype, side: int = 8192) -> float:
-    """Returns the operations a second that products of large matrices reach, the best of ten."""
+    """Returns the operations per second of products of large matrices, the best of ten."""
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     return 2 * side**3 / min(seconds(lambda: a @ b, device) for _ in range(10))
 
@@ -179,7 +179,7 @@ def peak_mb(device: str) -> float:
 
 @contextmanager
 def timed(method: AnomalyMethod, names: Sequence[str], device: str) -> Iterator[list[float]]:
-    """Gathers the seconds of each call of these functions from the method's module."""
+    """Collects the seconds of each call of these functions of the method's module."""
     module, taken = sys.modules[type(method).__module__], list[float]()
 
     def timing(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -197,7 +197,7 @@ def timed(method: AnomalyMethod, names: Sequence[str], device: str) -> Iterator[
 
 
 def measure(method: AnomalyMethod, batch: Batch, rounds: int, device: str, precision: str) -> dict[str, float]:
-    """Returns what the method costs, by name: see `COLUMNS`; times as medians of ratios to the backbone's pass."""
+    """Returns the costs of the method by name: see `COLUMNS`; times as medians of ratios to the backbone's pass."""
     backbone, count = method.backbone, len(batch.samples)
     alone = backbone.spec(image_embedding=True)
     keys = [str(sample.image_path) for sample in batch.samples]
@@ -309,7 +309,7 @@ def table(rows: dict[str, dict[str, float]]) -> str:
 
 
 def main() -> None:
-    """Reads the command line, measures each method in a process of its own and prints a table a batch size."""
+    """Reads the command line, measures each method in a separate process and prints a table per batch size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="ViT-B-16", help="open_clip's name (%(default)s)")
     parser.add_argument("--image_size", type=int, help="the model's own by default")

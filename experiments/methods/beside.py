@@ -1,4 +1,4 @@
-"""A training step of this tree's methods over that of another tree's, and how far their gradients are apart.
+"""Training steps of this tree's methods relative to another tree's, and the differences of their gradients.
 
     git worktree add ../before <commit>
     python -m experiments.methods.beside ../before --methods AF-CLIP
@@ -66,7 +66,7 @@ def serve(options: argparse.Namespace) -> None:
 
 
 class Tree:
-    """A process that runs the method as a tree has it."""
+    """A process that runs the method of a tree."""
 
     def __init__(self, root: Path, arguments: list[str], gradients: Path) -> None:
         environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}

@@ -30,7 +30,7 @@ Step = Callable[[], object]
 
 
 def batch_of(count: int, references: int, size: int) -> Batch:
-    """Returns images of noise, of one category, in groups that are each other's references, as a loader deals them.
+    """Returns images of noise, of one category, in groups that are each other's references, as from a loader.
 
     The last group is filled up with images that are no rows.
     """
@@ -51,7 +51,7 @@ def batch_of(count: int, references: int, size: int) -> Batch:
 
 
 def steps_of(backbone: ClipBackbone, batch: Batch, adaptation: int) -> dict[str, Step]:
-    """Returns what is timed: the step without and with adaptation, the extra pass, the synthesis."""
+    """Returns the timed functions: the step without and with adaptation, the extra pass, the synthesis."""
     assert batch.reference_rows is not None
     references = batch.reference_rows.shape[1]
     plain, adapting = (DualImageCLIP(backbone, references, steps=n).to(batch.image.device) for n in (0, adaptation))

@@ -1,4 +1,4 @@
-"""The multiplications of a training step of AF-CLIP, part by part, beside the backbone's pass and two smaller heads.
+"""The multiplications of a training step of AF-CLIP, part by part, with the backbone's pass and two smaller heads.
 
     python -m experiments.methods.step_operations                        # ViT-B/16 at 224 px, 8 images
 

@@ -25,12 +25,12 @@ KEPT = ("method", *COLUMNS, "note")
 
 
 def read() -> dict[str, dict[str, str]]:
-    """Returns the rows by method; times are ratios to the backbone's pass, and what is not known is empty."""
+    """Returns the rows by method; times are ratios to the backbone's pass; unknown values are empty."""
     return {row["method"]: row for _, row in read_rows(COSTS)}
 
 
 def update(measured: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
-    """Puts what `benchmark.py` measured into the file, by batch size and method; rows of other methods stay."""
+    """Puts the measurements of `benchmark.py` into the file, by batch size and method; rows of other methods stay."""
     rows = read()
     for batch, of_batch in measured.items():
         for method, values in of_batch.items():
@@ -44,7 +44,7 @@ def update(measured: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
 
 
 def render() -> str:
-    """Returns the table as Markdown, and below it what rows need to have said."""
+    """Returns the table as Markdown, with notes on rows below it."""
     lines = [f"| | {' | '.join(COLUMNS.values())} |", "|---|" + "---:|" * len(COLUMNS)]
     rows = read()
     for method, row in rows.items():

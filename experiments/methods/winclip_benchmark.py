@@ -1,4 +1,4 @@
-"""Times WinCLIP beside anomalib's: the same random weights, images and prompts, batch by batch.
+"""Times WinCLIP and anomalib's: the same random weights, images and prompts, batch by batch.
 
     python -m venv /tmp/peer && /tmp/peer/bin/pip install -r experiments/methods/requirements_winclip.txt
     python experiments/methods/winclip_benchmark.py --peer /tmp/peer/bin/python --json result.json
@@ -112,7 +112,7 @@ def in_process(python: str, name: str, folder: Path, options: argparse.Namespace
 
 
 def table(runs: dict[str, list[dict[str, Any]]], batch: int, difference: float) -> str:
-    """Returns the times of an image as a table in Markdown, as multiples of ours, and what they are worth."""
+    """Returns the times per image as a table in Markdown, as multiples of ours, with notes."""
     medians = {
         name: {key: statistics.median(run[key] for run in found) / batch for key in ("seconds", "cpu_seconds")}
         for name, found in runs.items()

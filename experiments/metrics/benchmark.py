@@ -190,7 +190,7 @@ def adeval(maps: np.ndarray, masks: np.ndarray) -> Values:
 
 
 def loop_200(maps: np.ndarray, masks: np.ndarray) -> Values:
-    """PRO as the papers' codes find it: 200 thresholds, each with a pass over all maps and all regions."""
+    """PRO as in the papers' codes: 200 thresholds, each with a pass over all maps and all regions."""
     from skimage import measure
 
     regions = [measure.regionprops(measure.label(mask)) for mask in masks]
@@ -236,7 +236,7 @@ def measure(name: str, folder: Path, count: int, clock: Callable[[], float]) -> 
 
     Args:
         name: The method.
-        folder: Of the data.
+        folder: Folder of the data.
         count: How many maps.
         clock: Returns the time.
     """
@@ -244,7 +244,7 @@ def measure(name: str, folder: Path, count: int, clock: Callable[[], float]) -> 
     method(*make_data(24, 40))  # imports, and what is built on the first call
     maps, masks = (np.load(folder / f"{x}.npy", mmap_mode="r")[:count].copy() for x in ("maps", "masks"))
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = memory("VmRSS")
     start = clock()
     values = method(maps, masks)

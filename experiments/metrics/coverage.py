@@ -1,4 +1,4 @@
-"""How often a 95 % interval holds the truth: sets of images are drawn whose truth is known, each gets its intervals.
+"""How often a 95 % interval contains the true value: intervals for random sets of images with known values.
 
     python experiments/metrics/coverage.py                  # images alone: seconds per row
     python experiments/metrics/coverage.py --pixels         # with maps: minutes per row
@@ -33,13 +33,13 @@ KINDS: tuple[IntervalKind, ...] = ("percentile", "bca")
 
 @dataclass(frozen=True)
 class Share:
-    """How often the intervals of a metric held the truth.
+    """How often the intervals of a metric contained the true value.
 
     Attributes:
-        truth: What endless images would give.
+        truth: Value for an infinite number of images.
         mean: Mean value over the sets.
-        held: By kind of interval, in [0, 1].
-        length: By kind of interval, its mean length.
+        held: Coverage by kind of interval, in [0, 1].
+        length: Mean length by kind of interval.
     """
 
     truth: float
@@ -100,7 +100,7 @@ def draw(rng: np.random.Generator, normal: int, anomalous: int, pixels: bool) ->
 def coverage(
     normal: int, anomalous: int, sets: int, replicates: int = 1000, pixels: bool = False, seed: int = 0
 ) -> dict[str, Share]:
-    """Returns how often the intervals of each metric hold the truth.
+    """Returns how often the intervals of each metric contain the true value.
 
     Args:
         normal: Normal images of a set.
@@ -108,7 +108,7 @@ def coverage(
         sets: How many sets are drawn.
         replicates: Samples of a set's images.
         pixels: Whether images have maps.
-        seed: Of the sets.
+        seed: Seed of the sets.
     """
     truth = true_values("image", anomalous / (normal + anomalous))
     if pixels:

@@ -1,4 +1,4 @@
-"""How often intervals over images and seeds hold the truth, on simulated methods whose truth is known.
+"""How often intervals over images and seeds contain the true value, on simulated methods with known values.
 
 A method is the mean of what it says of 40 images, and its runs are shifted by their seed. Seeds vary as much as
 the mean of the images does, or three times as much. `docs/compare.md` shows the result of
@@ -15,10 +15,10 @@ IMAGES, REPLICATES, METHODS = 40, 400, 1000
 
 
 def holds(rng: np.random.Generator, runs: int, spread: float, drawn: int) -> bool:
-    """Returns whether the interval of one simulated method holds its truth, which is 0.
+    """Returns whether the interval of one simulated method contains its true value, 0.
 
     Args:
-        rng: Of everything drawn.
+        rng: Random generator.
         runs: How many seeds.
         spread: Standard deviation of the seeds, in that of the mean of the images.
         drawn: How many of the runs a sample draws.
@@ -35,7 +35,7 @@ def holds(rng: np.random.Generator, runs: int, spread: float, drawn: int) -> boo
 
 
 def main() -> None:
-    """Prints the share of intervals that hold the truth, in percent."""
+    """Prints the share of intervals that contain the true value, in percent."""
     rng = np.random.default_rng(0)
     print("| seeds vary | runs | one fewer drawn | all drawn |\n|---:|---:|---:|---:|")
     for spread in (1, 3):

@@ -1,4 +1,4 @@
-"""Photos of scikit-image, each as it is and with a drawn defect: what `make demo-real` judges.
+"""Photos of scikit-image, each unchanged and with a drawn defect: the images of `make demo-real`.
 
     python experiments/real_demo/pictures.py --out runs/demo-real/photos
 

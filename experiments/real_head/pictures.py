@@ -1,4 +1,4 @@
-"""Draws pairs of pictures for the real head: a flawless one and its anomalous twin, with what a patch is to learn.
+"""Draws pairs of pictures for the real head: a flawless one and its anomalous twin, with the targets of the patches.
 
 Four sources, in shares of `SOURCES`: the scenes of `experiments.tiny_clip.generator` (43 families, 15 kinds of
 defect), the 12 products of the demo, crops of photos that scikit-image ships (public domain or CC0) with defects drawn
@@ -49,7 +49,7 @@ class Pair:
         normal: `[SIZE, SIZE, 3]`, uint8, RGB.
         anomalous: The same with an anomaly.
         target: `[SIZE, SIZE]`, uint8: `NORMAL`, `ANOMALOUS` or `UNCLEAR`, of the anomalous one.
-        source: Which source drew it, and what of that: `scene/bricks/crack`.
+        source: Source of the picture, and its kinds: `scene/bricks/crack`.
     """
 
     normal: Array
@@ -65,7 +65,7 @@ def draw(seed: int, index: int, held_out: bool = False) -> Pair:
     """Returns pair number `index` of a seed: the same arguments and library versions give the same bytes.
 
     Args:
-        seed: Of the whole series.
+        seed: Seed of the whole series.
         index: Number of the pair.
         held_out: Whether to draw what never trains: other families, products and photos.
     """
@@ -82,7 +82,7 @@ def draw(seed: int, index: int, held_out: bool = False) -> Pair:
 
 
 def photographed(drawn: Drawn, rng: Generator, name: str) -> Pair | None:
-    """Returns the twins as one camera sees both, or `None` if the anomaly is too small, too large or too faint."""
+    """Returns the twins as seen by one camera, or `None` if the anomaly is too small, too large or too faint."""
     flawless, changed, target, what = drawn
     state = rng.bit_generator.state
     normal = camera(flawless, rng)
@@ -105,7 +105,7 @@ def photographed(drawn: Drawn, rng: Generator, name: str) -> Pair | None:
 
 
 def camera(image: Array, rng: Generator) -> Array:
-    """Returns what a camera makes of an image `[n, n, 3]`, `[SIZE, SIZE, 3]`, uint8.
+    """Returns an image `[n, n, 3]` as seen by a camera, `[SIZE, SIZE, 3]`, uint8.
 
     Uneven light, exposure, colour cast, contrast, grey film, blur, noise, a detour over fewer pixels, compression.
     """
@@ -148,7 +148,7 @@ def _scene(what: Generator, defect: Generator, held_out: bool) -> Drawn:
 
 
 def _surface(scene: scenes.Scene, rng: Generator) -> scenes.Scene:
-    """Returns a texture as a plate in its light: at times its edges are seen, at times streaks."""
+    """Returns a texture as a lit plate, sometimes with its edges or with streaks."""
     image, coverage = scene.image, scene.coverage
     if rng.random() < 0.3:
         image = zones.streaked(image, rng)
@@ -170,7 +170,7 @@ def _damaged(scene: scenes.Scene, rng: Generator, name: str) -> Drawn:
 
 
 def _perlin(image: Array, rng: Generator) -> Array:
-    """Returns the image with a texture inside Perlin noise, as DRAEM does it."""
+    """Returns the image with a texture inside Perlin noise, as in DRAEM."""
     synthesis = DraemSynthesis(transparency=(0.0, 0.7))
     shape = image.shape[:2]
     mask = synthesis.draw_mask(shape, rng, 14)[..., None]

@@ -46,7 +46,7 @@ class Pairs:
         tokens: `[2P, 1 + N, C]` per layer, float16; the flawless pictures of a chunk first.
         label: `[2P]`, 1 for those with an anomaly.
         target: `[2P, SIZE, SIZE]`, uint8, as `pictures.Pair` has it; zeros for flawless ones.
-        source: What each was drawn from.
+        source: Source of each picture.
     """
 
     tokens: list[Tensor]
@@ -55,7 +55,7 @@ class Pairs:
     source: list[str]
 
     def features(self, index: Tensor, grid: tuple[int, int]) -> ClipFeatures:
-        """Returns the features of some pictures as the backbone gives them."""
+        """Returns the features of some pictures in the form of the backbone."""
         return ClipFeatures(tokens=tuple(layer[index].float() for layer in self.tokens), grid=grid)
 
 
@@ -81,7 +81,7 @@ def read_pairs(chunks: Sequence[Path], layers: Sequence[int]) -> Pairs:
 
 
 def patch_labels(target: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Returns 1 for anomalous, 0 for normal and -1 for patches that nothing is learnt from, `[B, N]`."""
+    """Returns 1 for anomalous, 0 for normal and -1 for patches that are ignored in training, `[B, N]`."""
     marked, unclear = (F.adaptive_avg_pool2d((target == what).float(), grid) for what in (ANOMALOUS, UNCLEAR))
     normal = (marked == 0) & (unclear < 0.2)
     return torch.where(marked >= LEAST, 1, torch.where(normal, 0, -1)).flatten(1)
@@ -124,7 +124,7 @@ def predict(method: PatchLogit, pairs: Pairs) -> tuple[Tensor, Tensor]:
 
 
 def measure(scores: Tensor, maps: Tensor, pairs: Pairs) -> dict[str, dict[str, float]]:
-    """Returns the metrics on each kind of source; what is unclear counts as anomalous here."""
+    """Returns the metrics on each kind of source; unclear patches count as anomalous here."""
     kinds = np.array([source.split("/")[0] for source in pairs.source])
     table = {}
     for kind in sorted(set(kinds)):
@@ -136,7 +136,7 @@ def measure(scores: Tensor, maps: Tensor, pairs: Pairs) -> dict[str, dict[str, f
 
 
 def thresholds(scores: Tensor, maps: Tensor, pairs: Pairs) -> dict[str, float]:
-    """Returns what 10 % of the flawless pictures and 0.5 % of their pixels exceed, with the scales of a card."""
+    """Returns the thresholds that 10 % of flawless pictures and 0.5 % of their pixels exceed, with scales."""
     normal = pairs.label == 0
     pixels = maps[normal][:, ::3, ::3].flatten().numpy()
     image, pixel = scores[normal].quantile(0.9).item(), float(np.quantile(pixels, 0.995))

@@ -1,4 +1,4 @@
-"""What textures have at large: edges of the plate, streaks of light, and zones whose surface differs.
+"""Large-scale features of textures: edges of the plate, streaks of light, and zones whose surface differs.
 
 A zone is an anomaly (another grind, a coat that is missing, wear); edges and streaks are on flawless pictures too.
 """

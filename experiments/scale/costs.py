@@ -1,4 +1,4 @@
-"""What the plan for 10^8 images is derived from: bytes of maps by size, time of decoding, judging and listing.
+"""Measurements behind the plan for 10^8 images: bytes of maps by size, time of decoding, inspecting and listing.
 
     python -m experiments.scale.costs
 
@@ -35,7 +35,7 @@ def processor_seconds(work: Callable[[], object]) -> float:
 
 
 def of_sides(place: Path) -> dict[int, dict[str, float]]:
-    """Returns, by the side of an image in pixels, the bytes of its map, and the seconds of decoding and judging."""
+    """Returns, by the side of an image in pixels, the bytes of its map, and the seconds of decoding and inspecting."""
     model = open_bundle(write_bundle(place / "model"), engine="onnx", threads=1, calibration=None)
     found = {}
     for side in SIDES:
@@ -55,7 +55,7 @@ def of_sides(place: Path) -> dict[int, dict[str, float]]:
 
 
 def of_files(place: Path, count: int) -> dict[str, float]:
-    """Returns the seconds that listing takes per 100,000 files, in folders of 1,000, and what a plan takes."""
+    """Returns the seconds of listing 100,000 files in folders of 1,000, and of a plan."""
     folder, first = place / "files", place / "one.png"
     first.write_bytes(b"x" * 100)
     for number in range(count):
@@ -72,7 +72,7 @@ def of_files(place: Path, count: int) -> dict[str, float]:
 
 
 def of_parts(place: Path, count: int) -> dict[str, float]:
-    """Returns the processor time of reading what a part says of itself, in milliseconds."""
+    """Returns the processor time of reading the metadata of a part, in milliseconds."""
     for number in range(count):
         with new_part(place / "out", number) as part:
             part.close(Facts(shard=number, digest="x", settings="x", run="x"))
@@ -80,7 +80,7 @@ def of_parts(place: Path, count: int) -> dict[str, float]:
 
 
 def of_rows(place: Path, regions: int) -> float:
-    """Returns the bytes of a row in a part of 1,000 rows with scores of their own, each with so many regions."""
+    """Returns the bytes of a row in a part of 1,000 rows with different scores, each with a given number of regions."""
     rng = np.random.default_rng(0)
     with new_part(place / "rows", regions) as part:
         for number in range(1000):

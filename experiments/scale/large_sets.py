@@ -1,4 +1,4 @@
-"""Time and peak memory of what is done with a large set, on simulated trees (docs/scale.md).
+"""Time and peak memory of work on a large set, on simulated trees (docs/scale.md).
 
     python -m experiments.scale.large_sets --images 100000 230000
     python -m experiments.scale.large_sets --layouts kaputt --parts list check --images 20000
@@ -27,12 +27,12 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Measured:
-    """What one part took.
+    """The costs of one part.
 
     Attributes:
-        layout: Of the tree.
-        images: In the tree.
-        files: In the tree: images, masks and lists.
+        layout: Layout of the tree.
+        images: Number of images in the tree.
+        files: Number of files in the tree: images, masks and lists.
         part: See `PARTS`.
         seconds: Time.
         cpu_seconds: Time of the processor, in all threads: what a busy machine changes little.
@@ -123,7 +123,7 @@ WITH_TORCH = ("test", "test_with_counts", "intervals")
 
 
 def peak() -> float:
-    """Returns the most memory that this process has had, in MiB."""
+    """Returns the peak memory of this process, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MIB
 
 
@@ -142,7 +142,7 @@ def _measure(part: str, layout: str, root: Path, answer) -> None:
 
 
 def measure(part: str, layout: str, root: Path) -> tuple[float, float, float]:
-    """Returns the seconds, those of the processor, and the MiB that a part takes, in a process of its own."""
+    """Returns wall-clock seconds, processor seconds and MiB of a part, in a separate process."""
     spawn = multiprocessing.get_context("spawn")
     receive, send = spawn.Pipe(duplex=False)
     process = spawn.Process(target=_measure, args=(part, layout, root, send))

@@ -1,4 +1,4 @@
-"""What the measurements of sharded inspection share: a bundle of the embedded model, images, runs of the command."""
+"""Common parts of measurements of sharded inspection: a bundle of the embedded model, images, runs of the command."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ DIFFERENT = 20  # pictures; the others are further names of their files, which c
 
 @dataclass(frozen=True)
 class Run:
-    """What a command took.
+    """The costs of a command.
 
     Attributes:
         clock: Seconds.
@@ -36,7 +36,7 @@ class Run:
 
 
 def write_bundle(folder: Path) -> Path:
-    """Writes a bundle of AF-CLIP, untrained, on the embedded backbone, unless it is there; returns its folder."""
+    """Writes a bundle of AF-CLIP, untrained, on the embedded backbone, unless it exists; returns its folder."""
     bundle = folder / "bundle"
     if not bundle.exists():
         import torch  # it takes longer than what is measured with a bundle that is there
@@ -62,7 +62,7 @@ def write_bundle(folder: Path) -> Path:
 
 
 def write_images(folder: Path, count: int, side: int, kind: str = "png") -> Path:
-    """Writes square images of smooth patterns with noise, unless they are there, and returns their folder."""
+    """Writes square images of smooth patterns with noise, unless they exist, and returns their folder."""
     if not folder.exists():
         folder.mkdir(parents=True)
         for number in range(count):
@@ -84,7 +84,7 @@ def _picture(side: int, seed: int) -> Image.Image:
 
 @contextmanager
 def working_folder(given: Path | None) -> Iterator[Path]:
-    """Yields the folder that is given, which stays with its bundle and images, or one that is removed at the end."""
+    """Yields the given folder, which keeps its bundle and images, or a folder that is removed at the end."""
     if given is not None:
         yield given
         return
@@ -99,7 +99,7 @@ def command(bundle: Path, images: Path, out: Path, options: Sequence[str]) -> li
 
 
 def run(command: Sequence[str], look: float = 0.5, memory: bool = False) -> Run:
-    """Runs a command to its end, and looks at all its processes meanwhile.
+    """Runs a command to its end, and monitors all its processes.
 
     Args:
         command: The command.
@@ -127,7 +127,7 @@ def run(command: Sequence[str], look: float = 0.5, memory: bool = False) -> Run:
 
 
 def tree(root: int) -> Iterator[int]:
-    """Yields a process and all that it has started."""
+    """Yields a process and all its descendants."""
     children: dict[int, list[int]] = {}
     for entry in filter(str.isdigit, os.listdir("/proc")):
         with suppress(OSError):
@@ -152,7 +152,7 @@ def _processor_seconds(pid: int) -> float:
 
 
 def _memory(pid: int) -> int:
-    """Returns the bytes of memory of a process; what several share counts for each in part (PSS)."""
+    """Returns the bytes of memory of a process; shared memory is divided among its users (PSS)."""
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         if line.startswith("Pss:"):
             return int(line.split()[1]) * 1024

@@ -1,4 +1,4 @@
-"""Images per second of two local workers beside one, and of Ray Data beside a plain `inspect`; start-up told apart.
+"""Images per second of two local workers relative to one, and of Ray Data relative to `inspect`, without start-up.
 
     python -m experiments.scale.speed --images 20000          # all; 4 minutes on two quiet cores
     python -m experiments.scale.speed --only decode model     # the two local workers
@@ -27,11 +27,11 @@ def seconds(
     """Returns images per second, by the clock and by processor time, and the seconds of start-up.
 
     Args:
-        case: Which of `SHARD`.
+        case: Key of `SHARD`.
         count: Images.
-        side: Of the images, in pixels.
+        side: Side of the images, in pixels.
         kind: Suffix of their files.
-        options: Of the command.
+        options: Options of the command.
         place: Folder of images and outputs.
         bundle: The model.
         shards: Whether the command works by shards.

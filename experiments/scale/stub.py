@@ -1,4 +1,4 @@
-"""A test of a simulated set by a method that costs nothing: what is left is the machinery of a run."""
+"""A test of a simulated set by a method without cost, to measure the machinery of a run."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ SIZE = 64  # of the maps, in pixels
 
 
 class Stub(LightningModule):
-    """Takes noise round the image's brightness for a map, and its maximum for the score."""
+    """Returns noise around the image's brightness as the map, and its maximum as the score."""
 
     k_shot, shot_seed, memory, store = 0, 0, None, None
     needs_test_set = needs_references = False

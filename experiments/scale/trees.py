@@ -1,4 +1,4 @@
-"""Simulated trees of large sets: as many files as the real ones, in their layouts, each a picture of 32 x 32 pixels.
+"""Simulated trees of large sets: the number of files and the layouts of the real ones, with pictures of 32 x 32 pixels.
 
 Every picture differs from all others. One in three test images is anomalous and, but for Kaputt, has a mask.
 """
@@ -18,10 +18,10 @@ CATEGORIES = 15  # in MVTec AD's layout
 
 
 class Painter:
-    """Writes pictures that all differ, and one mask again and again.
+    """Writes different pictures, and the same mask repeatedly.
 
     Args:
-        seed: Of the pictures; trees of two seeds share none.
+        seed: Seed of the pictures; trees of two seeds share none.
     """
 
     def __init__(self, seed: int) -> None:
@@ -51,13 +51,13 @@ class Painter:
 
 
 def parts_of(images: int) -> Iterator[tuple[str, bool]]:
-    """Yields the split of each image and whether it is anomalous: of six, three are tested, and one of these is so."""
+    """Yields the split of each image and whether it is anomalous: of six, three are tested, one of them anomalous."""
     for number in range(images):
         yield ("train", False) if number % 2 else ("test", number % 6 == 0)
 
 
 def write_mvtec(root: Path, images: int, seed: int = 0, categories: int = CATEGORIES) -> None:
-    """Writes MVTec AD's layout, in folders `category_00` and on."""
+    """Writes MVTec AD's layout, in folders from `category_00` on."""
     painter = Painter(seed)
     for category in range(categories):
         folder = f"{root}/category_{category:02}"
@@ -74,7 +74,7 @@ def write_one_category(root: Path, images: int, seed: int = 0) -> None:
 
 
 def write_real_iad(root: Path, images: int, seed: int = 0) -> None:
-    """Writes Real-IAD's lists and folders: all 30 categories, five views of each object in a folder of its own."""
+    """Writes Real-IAD's lists and folders: all 30 categories, five views of each object in its own folder."""
     painter = Painter(seed)
     for category in RealIAD.published:
         lists: dict[str, list[dict[str, str | None]]] = {"train": [], "test": []}

@@ -1,4 +1,4 @@
-"""How far metrics move when maps are stored in float16: as they are, and as `submit` stores them.
+"""Changes of metrics when maps are stored in float16: unchanged, and as `submit` stores them.
 
     python -m experiments.submission.float16 --data data/synthetic
     python -m experiments.submission.float16 --longest 112 56     # and as `submit --longest` does, upsampled again
@@ -61,14 +61,14 @@ def compare(
     squeezes: Sequence[float],
     longest: Sequence[int] = (),
 ) -> list[Found]:
-    """Returns the scores of a category by how its maps are stored, and which share of distinct values is left.
+    """Returns the scores of a category by the storage of its maps, and the share of distinct values that is left.
 
     Args:
         data: The demo.
-        category: Of it.
+        category: A category of the dataset.
         model: Whose maps they are.
         few_shot: Whether it is given few-shot images.
-        squeezes: What the distance of a score to 0.5 is divided by; 1 leaves it. A result for each.
+        squeezes: Divisors of the distance of a score to 0.5, with one result each; 1 changes nothing.
         longest: Sides of smaller maps.
     """
     normal = [sample.image_path for sample in data.find_samples(category, "train")]
@@ -136,7 +136,7 @@ def main() -> None:
 
 
 def row(title: str, form: str, found: Sequence[Found]) -> str:
-    """Returns a line of the table, from what was found of each category."""
+    """Returns a line of the table, from the results of each category."""
     cells = []
     for key in (*METRICS, "seg_f1"):
         moved = [abs(category[form][0][key] - category["float32"][0][key]) for category in found]

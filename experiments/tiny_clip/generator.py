@@ -148,7 +148,7 @@ def _step(t: Array, soft: float) -> Array:
 
 
 def _worley(u: Array, v: Array, rng: Generator, jitter: float) -> tuple[Array, Array, Array]:
-    """Returns distances to the nearest and second nearest of one point a unit cell, and the cell's random value."""
+    """Returns distances to the nearest and second nearest of one point per unit cell, and the cell's random value."""
     table = rng.random((3, 64, 64), np.float32)
     first, second = np.full_like(u, 9), np.full_like(u, 9)
     value = np.zeros_like(u)
@@ -472,7 +472,7 @@ def _glyph(x: Array, y: Array, rng: Generator) -> Array:
 
 
 def _stamp(canvas: Array, column: Array, row: Array, scale: float) -> Array:
-    """Returns the signed distance to what is bright on a canvas, seen at these pixels; `scale` pixels are a unit."""
+    """Returns the signed distance to the bright parts of a canvas at these pixels; `scale` pixels are a unit."""
     inside = cv2.distanceTransform((canvas > 127).astype(np.uint8), cv2.DIST_L2, 3)
     outside = cv2.distanceTransform((canvas <= 127).astype(np.uint8), cv2.DIST_L2, 3)
     table = ((outside - inside) / scale).astype(np.float32)
@@ -732,7 +732,7 @@ def _paint(image: Array, alpha: Array, colour: Array) -> Array:
 
 
 def _contrast(scene: Scene, alpha: Array, rng: Generator, least: float = 0.12) -> Array:
-    """Returns a colour that differs from what lies under `alpha`."""
+    """Returns a colour that differs from the surface under `alpha`."""
     under = (scene.image * alpha[..., None]).sum((0, 1)) / max(float(alpha.sum()), 1e-3)
     if rng.random() < 0.7:
         sign = 1.0 if under.mean() < rng.uniform(0.2, 0.8) else -1.0
@@ -942,7 +942,7 @@ KIND_NAMES = tuple(KINDS)
 
 
 def _camera(image: Array, rng: Generator) -> Array:
-    """Returns what a camera makes of an image: exposure, colour cast, blur and noise; uint8."""
+    """Returns an image as seen by a camera: exposure, colour cast, blur and noise; uint8."""
     n = len(image)
     gain = rng.uniform(0.75, 1.2) * (1 + rng.normal(0, 0.03, 3))
     grey = image.mean(2, keepdims=True)
@@ -996,7 +996,7 @@ TEMPLATES = (
 
 @dataclass(frozen=True)
 class Caption:
-    """A caption and what it says, by which it can be told of which pictures it is true.
+    """A caption and its facts, which decide for which pictures it is true.
 
     Attributes:
         text: The words.
@@ -1052,7 +1052,7 @@ def draw_caption(family: int, colour: int, kind: int, rng: Generator) -> Caption
 
 
 def draw_state_prompts(rng: Generator) -> tuple[str, str]:
-    """Returns a pair of prompts that differ in the state alone: normal, abnormal."""
+    """Returns a pair of prompts that differ only in the state: normal, abnormal."""
     template = str(rng.choice(TEMPLATES))
     names = FAMILY_WORDS[str(rng.choice(FAMILY_NAMES))] if rng.random() < 0.4 else ANY_WORDS + UNKNOWN_WORDS
     noun = str(rng.choice(names))

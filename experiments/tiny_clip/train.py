@@ -44,7 +44,7 @@ FIXED_PROMPTS = (
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run is made of.
+    """The settings of a run.
 
     Attributes:
         output: Folder of checkpoints, log, curves and weights.
@@ -62,7 +62,7 @@ class Settings:
         crop_share: Share of the steps in that part; 0 leaves it out.
         learning_rate: Peak rate of the embeddings, gains and biases (AdamW).
         matrix_learning_rate: Peak rate of the blocks' matrices (Muon).
-        weight_decay: Of the blocks' matrices.
+        weight_decay: Weight decay of the blocks' matrices.
         warmup: Steps of linear warm-up.
         ema: Decay of the averaged weights, which are validated and exported.
         layers: Tapped blocks, counted from 1.
@@ -132,7 +132,7 @@ def _draw_range(folder: str, seed: int, families: Sequence[str], size: int, star
 
 
 def draw_pairs(folder: Path, seed: int, families: Sequence[str], count: int, size: int, workers: int) -> Pairs:
-    """Returns `count` pairs, drawn into `folder` unless the same ones are there.
+    """Returns `count` pairs, drawn into `folder` unless the same ones exist.
 
     Args:
         folder: Where they are kept.
@@ -183,7 +183,7 @@ class PairBatch:
 
 
 def make_batch(pairs: Pairs, step: int, settings: Settings) -> PairBatch:
-    """Returns the batch of a step, a function of the step alone, so that a resumed run goes on as if never stopped."""
+    """Returns the batch of a step, a function of the step alone, so that a resumed run equals an uninterrupted one."""
     crop = step < settings.crop_share * settings.steps
     count = settings.crop_pairs if crop else settings.batch_pairs
     rng = np.random.default_rng([settings.seed, 1, step])
@@ -377,7 +377,7 @@ class TinyClip(nn.Module):
 
 
 class StateProbe(nn.Module):
-    """Reads the state of a patch from the cosine between its normalised token and one learnt direction.
+    """Reads the state of a patch from the cosine between its normalised token and one learned direction.
 
     A linear layer would be content with a direction of hardly any variance. Because a cosine is bounded, a clear answer
     needs a state that is a large share of the token, which is what heads find that see a few hundred pictures.
@@ -455,7 +455,7 @@ class Pretraining(L.LightningModule):
         self.probe = StateProbe(width, settings.temperature)  # one for all taps, as AF-CLIP's adapter is; not exported
 
     def train_dataloader(self) -> Iterable[int]:
-        """Returns empty steps: a batch is made from the step's number alone."""
+        """Returns empty steps: a batch depends on the step's number alone."""
         return DataLoader(list(range(self.settings.steps_per_epoch)), batch_size=None)  # type: ignore[arg-type]
 
     def val_dataloader(self) -> Iterable[int]:
@@ -544,7 +544,7 @@ class Pretraining(L.LightningModule):
         )
 
     def configure_optimizers(self) -> Any:
-        """Returns Muon for the blocks' matrices and AdamW for the rest, with warm-up and a cosine to nothing."""
+        """Returns Muon for the blocks' matrices and AdamW for the rest, with warm-up and a cosine to 0."""
         s = self.settings
         named = [*self.net.named_parameters(), *self.probe.named_parameters()]
         matrices = [p for name, p in named if "resblocks" in name and p.ndim == 2]
@@ -574,11 +574,11 @@ def export(state_dict: dict[str, Tensor], token_ids: Sequence[int], path: Path, 
     """Writes the weights in half precision with a cut token table.
 
     Args:
-        state_dict: Of open_clip's CLIP; its token table has a row for each of `token_ids` and a last one for all other
+        state_dict: State of open_clip's CLIP; its token table has a row for each of `token_ids` and one for all other
             tokens.
         token_ids: Sorted ids.
         path: A safetensors file.
-        metadata: What made the weights.
+        metadata: Facts on the training of the weights.
 
     Raises:
         ValueError: The table and the ids do not fit.
@@ -617,7 +617,7 @@ def export_checkpoint(checkpoint: Path, path: Path) -> None:
 
 
 def draw_curves(logs: Sequence[Path], picture: Path) -> None:
-    """Draws every column of Lightning's CSV logs, one for each start of a run, over the steps: a panel a column."""
+    """Draws every column of Lightning's CSV logs, one per start of a run, over the steps: a panel per column."""
     rows = []
     for log in filter(Path.is_file, logs):  # a short run may not have logged
         with log.open(encoding="utf-8") as file:
