@@ -69,7 +69,7 @@ def _unusable(address: str | None, error: Exception) -> UserError:
     if _is_about_a_token(error):
         return UserError(f"{place}: {TOKEN}")
     reason = " ".join(str(error).split())[:300]
-    return UserError(f"{place}: no Ray can be used ({reason}). {START}")
+    return UserError(f"{place}: Ray cannot be used ({reason}). {START}")
 
 
 def _is_about_a_token(error: BaseException | None) -> bool:

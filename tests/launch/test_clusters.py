@@ -146,7 +146,7 @@ def test_an_address_where_something_else_answers_is_one_error(
     with other() as port, pytest.raises(UserError) as caught:
         launch(SmallJob(folder, ["done-1"]), Where("ray", ray_address=f"{scheme}127.0.0.1:{port}"), folder)
     assert str(caught.value) == (
-        f"--ray_address {scheme}127.0.0.1:{port}: no Ray can be used ({reason}). `ray start --head` starts a cluster "
+        f"--ray_address {scheme}127.0.0.1:{port}: Ray cannot be used ({reason}). `ray start --head` starts a cluster "
         "and prints its address."
     )
 
