@@ -21,7 +21,12 @@ TOKEN = (
     "the cluster asks for a token. Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to what `ray get-auth-token` prints "
     "on the cluster's first node, or write it to ~/.ray/auth_token."
 )
-TRIES = "RAY_gcs_server_port_wait_time_s"  # how often Ray tries to connect, with a second in between; else 20 times
+SETTINGS_OF_RAY = {
+    "RAY_gcs_server_port_wait_time_s": "3",  # how often Ray tries to connect, with a second in between; else 20 times
+    # how long a task may be silent before its node is asked, and how long the answer may take; else 5 and 2 minutes
+    "RAY_grpc_client_keepalive_time_ms": "30000",
+    "RAY_grpc_client_keepalive_timeout_ms": "30000",
+}
 
 
 def open_ray(address: str | None) -> Any:
@@ -30,6 +35,8 @@ def open_ray(address: str | None) -> Any:
     Raises:
         UserError: Ray is not installed, no cluster answers at the address, or it refuses the token.
     """
+    if address:
+        os.environ.update({name: value for name, value in SETTINGS_OF_RAY.items() if name not in os.environ})
     try:
         ray = importlib.import_module("ray")
     except ModuleNotFoundError as error:
@@ -38,8 +45,6 @@ def open_ray(address: str | None) -> Any:
         _reach(address or "")
     except OSError as error:
         raise _unusable(address, error) from error
-    if address:
-        os.environ.setdefault(TRIES, "3")
     try:
         ray.init(address or "local", include_dashboard=None if address else False, log_to_driver=False)
     except (ImportError, OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
