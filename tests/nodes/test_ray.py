@@ -1,32 +1,32 @@
-"""A Ray cluster of two nodes that share one folder: the same tables as with one process, also if a node is lost."""
+"""A Ray cluster of two nodes that share one folder: the same tables as with one process."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.nodes import TwoNodes, two_nodes
-from tests.support.spread import CODES, COMMANDS, assert_same_outcome, of_one_process
+from tests.support.nodes import RAY, TwoNodes, two_nodes
+from tests.support.spread import CODES, COMMANDS, assert_same_outcome, of_one_process, to, workers_until_the_end
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
-
-ADDRESS = "node1:6379"
 
 
 @pytest.fixture(scope="module")
 def nodes(work: Path) -> Iterator[TwoNodes]:
     """Two nodes of a Ray cluster with one processor each."""
     with two_nodes(work.parent) as nodes:
-        small = ["--num-cpus=1", "--object-store-memory=100000000", "--disable-usage-stats"]
-        nodes.run(1, "ray", "start", "--head", "--node-ip-address=10.203.0.1", "--include-dashboard=false", *small)
-        nodes.run(2, "ray", "start", f"--address={ADDRESS}", "--node-ip-address=10.203.0.2", *small)
+        for node in (1, 2):
+            nodes.join_ray(node)
         yield nodes
 
 
 @pytest.mark.parametrize("verb", COMMANDS)
 def test_both_nodes_do_what_one_process_does(nodes: TwoNodes, work: Path, verb: str) -> None:
-    place = ["--launcher=ray", f"--ray_address={ADDRESS}", "--jobs=2", f"--out=ray/{verb}"]
+    out = work / "ray" / verb
+    place = ["--launcher=ray", f"--ray_address={RAY}", "--jobs=2", to(verb, f"ray/{verb}")]
     command = nodes.begin(1, "python", "-m", *COMMANDS[verb], *place)
-    assert command.code(timeout=400) == CODES[verb], command.said()
-    assert_same_outcome(verb, work / "ray" / verb, of_one_process(verb, work))
+    workers = workers_until_the_end(verb, out, command.process)
+    assert command.code(timeout=1) == CODES[verb], command.said()
+    assert_same_outcome(verb, out, of_one_process(verb, work))
+    assert workers == {"node1", "node2"}, command.said()

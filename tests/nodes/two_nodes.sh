@@ -56,6 +56,7 @@ start() {
   done
   ip link add eth0 netns "$(<"$dir/node1.pid")" type veth peer name eth0 netns "$(<"$dir/node2.pid")"
   for number in 1 2; do
+    run "$dir" "$number" ip address add "10.203.0.$number/32" dev lo # stays when the other node takes the cable with it
     run "$dir" "$number" ip address add "10.203.0.$number/24" dev eth0
     run "$dir" "$number" ip link set eth0 up
   done
@@ -72,7 +73,10 @@ run() {
 
 lose() {
   local file=$1/node$2.pid
-  if running "$file"; then kill -9 "$(<"$file")"; fi
+  if running "$file"; then
+    run "$1" "$2" ip link set eth0 down 2>/dev/null || true # first, so that no process on it can close its connections
+    kill -9 "$(<"$file")"
+  fi
   rm -f "$file"
 }
 

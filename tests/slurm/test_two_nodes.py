@@ -18,7 +18,7 @@ from afclip_lightning.engine.app import main
 from tests.support.clips import small_config
 from tests.support.processes import assert_alike, assert_same_features, assert_same_training, files_of, rows
 from tests.support.slurm import finish, needs_nodes, slurm, submit
-from tests.support.spread import CODES, COMMANDS, assert_same_outcome, of_one_process
+from tests.support.spread import CODES, COMMANDS, assert_same_outcome, of_one_process, to, workers_until_the_end
 from tests.support.table_runs import options, write_set
 
 pytestmark = [*needs_nodes(2), pytest.mark.usefixtures("environment_of_jobs")]
@@ -78,11 +78,15 @@ def test_an_array_on_both_nodes_does_what_one_process_does(
     work: Path, verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(work)
-    place = ["--launcher=slurm", "--jobs=2", f"--sbatch=--cpus-per-task={os.cpu_count()}", f"--out=slurm/{verb}"]
+    out = work / "slurm" / verb
+    place = ["--launcher=slurm", "--jobs=2", f"--sbatch=--cpus-per-task={os.cpu_count()}", to(verb, f"slurm/{verb}")]
     command = [sys.executable, "-m", *COMMANDS[verb], *place]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
-    assert done.returncode == CODES[verb], done.stdout + done.stderr
-    assert_same_outcome(verb, work / "slurm" / verb, of_one_process(verb, work))
-    array = re.search(r"SLURM array (\d+)", done.stdout)
-    assert array, done.stdout
-    assert len(nodes_of(array[1])) == 2, done.stdout
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    workers = workers_until_the_end(verb, out, process)
+    said, _ = process.communicate(timeout=1)
+    assert process.returncode == CODES[verb], said
+    assert_same_outcome(verb, out, of_one_process(verb, work))
+    array = re.search(r"SLURM array (\d+)", said)
+    assert array, said
+    assert nodes_of(array[1]) == workers, said
+    assert len(workers) == 2

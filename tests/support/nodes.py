@@ -13,6 +13,8 @@ import pytest
 
 from tests.support import REPOSITORY
 
+RAY = "node1:6379"
+"""Address of the cluster that `TwoNodes.join_ray` starts."""
 SCRIPT = REPOSITORY / "tests/nodes/two_nodes.sh"
 PROBE = "unshare --net --uts --ipc --mount --pid --fork --mount-proc sh -ec"
 """Makes the namespaces of a node, in which a cable between two of them is laid."""
@@ -80,6 +82,12 @@ class TwoNodes:
         spread = ["--trainer.num_nodes=2", "--trainer.devices=1", "--trainer.strategy=ddp"]
         whole = ["torchrun", *meet, "-m", "afclip_lightning", *command, *spread]
         return [self.begin(node, *whole, **variables) for node in (1, 2)]
+
+    def join_ray(self, node: int, **variables: str) -> None:
+        """Starts Ray with one processor on a node: the cluster on node 1, and node 2 joins it."""
+        place = ["--head", "--include-dashboard=false"] if node == 1 else [f"--address={RAY}"]
+        small = ["--num-cpus=1", "--object-store-memory=100000000", "--disable-usage-stats"]
+        self.run(node, "ray", "start", *place, f"--node-ip-address=10.203.0.{node}", *small, **variables)
 
     def lose(self, node: int) -> None:
         """Ends a node with all that runs there, at once."""
