@@ -24,12 +24,8 @@ labels = np.array([path.parent.name != "good" for path in tested]).astype(int)
 
 BACKBONE = {"backbone.model": "tiny-8-112", "backbone.weights": "embedded", "backbone.image_size": 112}
 METHODS = {"CLIP": {}, "PatchRarity": {"layers": [2, 4, 6, 8]}}
-scores = np.stack(
-    [
-        [result.score for result in load(name, arguments={**BACKBONE, **more}, category="capsule").predict_many(tested)]
-        for name, more in METHODS.items()
-    ]
-)
+models = [load(name, arguments={**BACKBONE, **more}, category="capsule") for name, more in METHODS.items()]
+scores = np.stack([[result.score for result in model.predict_many(tested)] for model in models])
 
 # %% [markdown]
 # Each AUROC with its 95 % interval, and then the difference:

@@ -14,7 +14,8 @@ from PIL import Image
 from afclip_lightning import load
 from afclip_lightning.datasets.synthetic import Synthetic
 
-Synthetic("drawn", ["metal"], train_normal=8, test_normal=4, test_anomalous=4).prepare_data()  # sheets of brushed metal
+# sheets of brushed metal
+Synthetic("drawn", ["metal"], train_normal=8, test_normal=4, test_anomalous=4).prepare_data()
 normal = sorted(Path("drawn/metal/train/good").glob("*.png"))
 tested = sorted(Path("drawn/metal/test").rglob("*.png"))
 anomalous = [path for path in tested if path.parent.name != "good"]
@@ -43,9 +44,8 @@ print(f"normal images score {min(scores):.3f} to {max(scores):.3f}")
 # %%
 for path in tested:
     result = model.predict(path)
-    print(
-        f"{path.parent.name:<12} score {result.score:.3f} anomalous {result.anomalous}, {len(result.regions)} regions"
-    )
+    found = f"anomalous {result.anomalous}, {len(result.regions)} regions"
+    print(f"{path.parent.name:<12} score {result.score:.3f} {found}")
 
 # %% [markdown]
 # An overlay shows the map in colours, and the contours of the regions above the pixel threshold. These are the

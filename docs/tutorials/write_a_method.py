@@ -31,7 +31,8 @@ class OffCentre(AnomalyMethod):
         patches = F.normalize(features.tokens[0][:, 1:].float(), dim=-1)  # the first token is the class token
         distance = (1 - F.cosine_similarity(patches, patches.mean(dim=1, keepdim=True), dim=-1)) / 2  # [B, N]
         patch_map = distance.unflatten(1, features.grid)
-        return AnomalyPrediction(distance.amax(dim=1), upsample_and_smooth(patch_map, self.spec.image_size, sigma=4.0))
+        anomaly_map = upsample_and_smooth(patch_map, self.spec.image_size, sigma=4.0)
+        return AnomalyPrediction(distance.amax(dim=1), anomaly_map)
 
 
 # %% [markdown]

@@ -48,8 +48,9 @@ def expanded(entry: object, files: Files) -> object:
     if isinstance(entry, list):
         return [expanded(value, files) for value in entry]
     if isinstance(entry, str) and entry.endswith("/"):
-        pages = sorted(file.src_uri for file in files.documentation_pages() if file.src_uri.startswith(entry))
-        return sorted(pages, key=lambda name: Path(name).stem != "index")
+        pages = [file.src_uri for file in files.documentation_pages() if file.src_uri.startswith(entry)]
+        pages.sort(key=lambda name: (Path(name).stem != "index", Path(name).stem))
+        return api.navigation(pages) if entry == api.FOLDER else pages
     return entry
 
 

@@ -1,7 +1,6 @@
 """The sdist and the wheel of `python -m build`: complete, and able to run the demo without a checkout."""
 
 import csv
-import os
 import subprocess
 import sys
 import sysconfig
@@ -12,8 +11,9 @@ from pathlib import Path
 import pytest
 
 import afclip_runtime
+from experiments.docs_site.repository import is_local, links
 from tests.support import REPOSITORY
-from tests.support.deploy import run
+from tests.support.deploy import build_distributions, outside_environment, run
 
 pytestmark = pytest.mark.slow
 
@@ -23,9 +23,7 @@ CLUTTER = ("tests", "docs", "findings", "experiments", "data", "runs", "site", "
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with an sdist of the repository, and a wheel that was built from the sdist."""
-    out = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-m", "build", "--outdir", out, REPOSITORY, cwd=out)
-    return out
+    return build_distributions(tmp_path_factory.mktemp("dist"))
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +54,16 @@ def test_the_sdist_holds_the_project_and_no_clutter(dist: Path) -> None:
     assert facts["License-Expression"] == "Apache-2.0"
     assert facts["Summary"]
     assert facts.get_all("Classifier")
-    assert "# afclip_lightning" in facts.get_payload()
+    assert facts["License-File"] == "LICENSE"
+    assert facts["Description-Content-Type"] == "text/markdown"
+    text = facts.get_payload()
+    assert text.startswith("# afclip_lightning")
+    assert "in the README of a checkout" in text
+    assert [target for target in links(text) if is_local(target)] == []  # the package index has no such files
 
 
 def test_the_demo_runs_without_a_checkout(program: Path, tmp_path: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "AFCLIP_DATA")}
+    environment = outside_environment()
     where = run(
         program.with_name("python"),
         "-c",

@@ -33,7 +33,7 @@ from afclip_runtime.inspection.drift import keep
 from afclip_runtime.serving.server import create_app
 from afclip_runtime.serving.service import Limits, Service
 from afclip_runtime.views.roi import read_roi
-from tests.support.accessibility import faults_of, unreachable
+from tests.support.accessibility import faint, faults_of, unreachable
 from tests.support.ready_model import CARD, PIXEL_THRESHOLD, THRESHOLD, write_ready
 from tests.support.small_models import write_head
 from tests.support.uploads import encoded, picture
@@ -525,6 +525,7 @@ def test_in_a_browser(server: tuple[str, subprocess.Popen[str]], page: "Page", t
     page.set_input_files("#file", tmp_path / "0.png")  # an image, and its overlay
     page.wait_for_selector("#verdict.anomalous, #verdict.normal")
     assert faults_of(page) == []
+    assert faint(page) == []
     assert unreachable(page, "a[href], button, input:not([type=file])") == []
     pixels = "() => [...document.querySelector('#overlay').getContext('2d').getImageData(0, 0, 60, 40).data]"
     overlay = page.evaluate(pixels)

@@ -16,7 +16,7 @@ from afclip_lightning.data.overview import Overview, look_over
 from afclip_lightning.report import contact_sheet, dataset_page
 from afclip_lightning.report.charts import HEIGHT, STRIP_WIDTH, bars, strip_path, strip_place
 from afclip_lightning.report.contact_sheet import GAP, LABEL, LINE, TILE, share
-from tests.support.accessibility import faults_of
+from tests.support.accessibility import faint, faults_of
 from tests.support.parts import Parts, save
 
 if TYPE_CHECKING:
@@ -226,6 +226,7 @@ def test_the_page_in_a_browser(root: Path, tmp_path: Path, page: "Page", width: 
     assert {url.partition(":")[0] for url in requests} <= {"file", "data"}
     assert page.title() == "Dataset · parts"
     assert faults_of(page) == []
+    assert faint(page) == []
     assert page.evaluate("[...document.images].every((image) => image.naturalWidth > 0)")
     assert page.evaluate("document.documentElement.scrollWidth") == width  # wide tables scroll by themselves
     boxes = [box for one in page.locator("figure.case").all() if (box := one.bounding_box())]

@@ -1,10 +1,15 @@
 """One look: the report, the page of `serve` and the documentation share readable colours and fonts."""
 
 import re
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support import REPOSITORY
+from tests.support.accessibility import faint
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 REPORT = (REPOSITORY / "afclip_lightning/web/report.css").read_text(encoding="utf-8")
 SERVE = (REPOSITORY / "afclip_runtime/serving/web/serve.css").read_text(encoding="utf-8")
@@ -72,3 +77,14 @@ def test_text_stands_out_from_what_lies_below(sheet: str, mode: str) -> None:
 def test_contrast_is_that_of_known_pairs() -> None:
     assert contrast("#000000", "#ffffff") == pytest.approx(21)
     assert contrast("#767676", "#ffffff") == pytest.approx(4.54, abs=0.01)
+
+
+@pytest.mark.browser
+def test_text_that_stands_out_too_little_is_found(page: "Page") -> None:
+    page.set_content(
+        "<body style='background: #ffffff'><p style='color: #767676'>enough</p><p style='color: #777777'>faint</p>"
+        "<p style='color: #949494; font-size: 24px'>large</p><p style='opacity: 0.5'>half</p>"
+        "<p style='opacity: 0'>unseen</p><div style='background: #000000'><p style='color: #555555'>dark</p></div>"
+        "<style>::placeholder { color: #aaaaaa }</style><input placeholder='hint'></body>"
+    )
+    assert [line.rpartition(": ")[2] for line in faint(page)] == ["faint", "half", "dark", "hint"]

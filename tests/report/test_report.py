@@ -22,7 +22,7 @@ from afclip_lightning.report.run_files import read_run
 from afclip_runtime.errors import UserError
 from afclip_runtime.files import read_csv
 from afclip_runtime.inspection.calibration import Calibration, fixed
-from tests.support.accessibility import faults_of, unreachable
+from tests.support.accessibility import faint, faults_of, unreachable
 from tests.support.clips import small_config
 from tests.support.commands import arguments
 from tests.support.layouts import write_image, write_mask
@@ -364,6 +364,7 @@ def test_the_page_in_a_browser(tmp_path: Path, page: "Page") -> None:
     assert page.locator("main img:not([src^='data:'])").count() == 0
     assert page.evaluate("[...document.images].every((image) => image.naturalWidth > 0)")
     assert faults_of(page) == []
+    assert faint(page) == []
     assert unreachable(page, "a[href], button, input, summary") == []
 
     def column(name: str) -> list[str]:

@@ -1,8 +1,10 @@
-"""Deployment: the Dockerfile as instructions, and the tools that check deployment files."""
+"""Deployment: the Dockerfile as instructions, sdist and wheel, and the tools that check deployment files."""
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 import sysconfig
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,6 +75,18 @@ def run(*command: str | Path, timeout: float = 600, **options: object) -> str:
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}"
     return str(done.stdout)
+
+
+def build_distributions(folder: Path) -> Path:
+    """Returns the folder after it got an sdist of the repository, and a wheel that was built from the sdist."""
+    run(sys.executable, "-m", "build", "--outdir", folder, REPOSITORY, cwd=folder)
+    return folder
+
+
+def outside_environment() -> dict[str, str]:
+    """Returns the variables of this process without those that lead to the checkout, its data and its settings."""
+    ours = ("PYTHONPATH", "WANDB_MODE")
+    return {name: value for name, value in os.environ.items() if name not in ours and not name.startswith("AFCLIP_")}
 
 
 def project_of(folder: Path) -> dict[str, Any]:
