@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import re
 import shutil
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -163,8 +165,8 @@ class FeatureStore:
                     with atomic_path(path, durable=False) as temporary:  # its checksum reveals an incomplete file
                         try:
                             save_file(row, temporary, metadata=statement(path, row))
-                        except SafetensorError as error:  # raised if the disk is full
-                            raise OSError(str(error)) from error
+                        except SafetensorError as error:
+                            raise _system_error(error) from error
 
     def check_spec(self) -> None:
         """Checks that the features in the folder are those of this store.
@@ -214,6 +216,12 @@ class FeatureStore:
                 "Free some space (python -m afclip_lightning features prune), keep them elsewhere (--features.cache), "
                 "as float16 (--features.dtype), or run without (--features.temporary false)."
             )
+
+
+def _system_error(error: SafetensorError) -> OSError:
+    """Returns the system's error of a file that safetensors could not write, for example because the disk is full."""
+    found = re.search(r"os error (\d+)", str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else OSError(str(error))
 
 
 def named(features: ClipFeatures, spec: FeatureSpec) -> dict[str, dict[str, Tensor]]:

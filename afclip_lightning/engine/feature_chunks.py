@@ -19,8 +19,8 @@ from afclip_lightning.engine.feature_build import FeatureBuildCLI, FeatureBuilde
 from afclip_lightning.engine.flows import Run
 from afclip_lightning.types import Sample
 from afclip_runtime.bulk.parts import numbered
-from afclip_runtime.errors import DatasetError, UserError
-from afclip_runtime.files import read_json, take_lock, write_json
+from afclip_runtime.errors import DatasetError, UserError, counted, message_of
+from afclip_runtime.files import read_json, refresh, take_lock, write_json
 from afclip_runtime.launch import Ended, NumberedJob, Outcome, Unit, Where, launch, signals
 from afclip_runtime.launch.signals import StoppedError
 from afclip_runtime.launch.worker import run_claimed
@@ -54,12 +54,14 @@ class Images(Protocol):
     Attributes:
         digest: Identifies these images and features.
         sizes: Number of images of each chunk; 0 if it is known only after reading.
+        files: Function that describes the files of a chunk for a message; see `described`. It keeps no backbone alive.
         store: Folder of the feature store.
         gpu: Whether a GPU is used if there is one.
     """
 
     digest: str
     sizes: list[int]
+    files: Callable[[int], str]
     store: FeatureStore
     gpu: bool
 
@@ -93,6 +95,7 @@ class RunImages:
         self.reader: Any = None  # method or heads that the data is connected to
         facts = hashlib.blake2b(digest_size=8)
         self.samples: list[list[Sample]] = []
+        files: list[str] = []
         self.chunks: list[tuple[int, int, int]] = []
         for number, part in enumerate(self.parts):
             self._read_for(part)
@@ -104,7 +107,11 @@ class RunImages:
                 seen = f"{sample.image_path}\0{sample.white}\0{sample.roi.fingerprint if sample.roi else ''}\n"
                 facts.update(seen.encode("utf-8", "surrogateescape"))
             self.samples.append(samples)
-            self.chunks += [(number, first, min(first + size, len(samples))) for first in range(0, len(samples), size)]
+            for first in range(0, len(samples), size):
+                end = min(first + size, len(samples))
+                self.chunks.append((number, first, end))
+                files.append(described(samples[first].image_path, samples[end - 1].image_path, end - first))
+        self.files: Callable[[int], str] = files.__getitem__
         self.digest = facts.hexdigest()
         self.gpu = run.config.trainer.accelerator != "cpu"
         self.sizes = [end - first for _, first, end in self.chunks]
@@ -123,6 +130,11 @@ class RunImages:
         self.run.trainer.predict(FeatureBuilder(part.reader), loader, return_predictions=False)
 
 
+def described(first: object, last: object, count: int) -> str:
+    """Returns a description of the files of a chunk: `a/000.png to a/499.png (500 images)`."""
+    return str(first) if count == 1 else f"{first} to {last} ({counted(count, 'image')})"
+
+
 class FeatureChunks(NumberedJob):
     """Chunks of images for the launcher's workers.
 
@@ -132,6 +144,8 @@ class FeatureChunks(NumberedJob):
         images: Images that it has listed in this process.
     """
 
+    noun = "chunk"
+
     def __init__(self, load: Callable[[bool], Images], images: Images) -> None:
         super().__init__(range(len(images.sizes)))
         self.load = load
@@ -139,10 +153,11 @@ class FeatureChunks(NumberedJob):
         self.digest = images.digest
         self.folder = (images.store.folder.parent / BUILDS / images.digest).absolute()
         self.sizes = images.sizes
+        self.files = images.files
         self.images: Images | None = images
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "images": None}  # a worker has its own
+        return {**self.__dict__, "images": None, "files": None}  # a worker has its own
 
     def todo(self) -> list[int]:
         """Returns the chunks that are still to be computed."""
@@ -155,24 +170,31 @@ class FeatureChunks(NumberedJob):
             UserError: The images have changed since the build began.
         """
         self.images = self.load(True)
+        self.files = self.images.files
         if self.images.digest != self.digest:
             raise UserError("The images have changed since the build began. Start it again.")
 
     def run(self, unit: Unit) -> None:
         """Computes a chunk."""
         assert self.images is not None
+        number: int = unit.content
+        refresh(self._note("done", number).parent)  # the last holder of the lock may just have written it
+        if self.is_done(number):
+            return
         try:
-            self.images.compute(unit.content)
-            self._write("done", unit.content, {})
-        except DatasetError:
+            self.images.compute(number)
+            self._write("done", number, {})
+        except DatasetError as error:  # it names the images
+            self._write("failed", number, {"error": message_of(error)})
             raise
         except UserError as error:  # a fault of the disk or the backbone: all other chunks would fail too
             self.error = str(error)
             raise
 
     def fail(self, name: str, error: str) -> None:
-        """Notes why a chunk failed."""
-        self._write("failed", int(name), {"error": error})
+        """Notes why a chunk failed, unless its run has done so."""
+        if not self.failure(int(name)):
+            self._write("failed", int(name), {"error": f"{self.files(int(name))}: {error}"})
 
     def is_finished(self, number: int) -> bool:
         """Returns whether a chunk is done or has failed."""
@@ -184,7 +206,7 @@ class FeatureChunks(NumberedJob):
 
     def is_done(self, number: int) -> bool:
         """Returns whether the features of a chunk are computed."""
-        return numbered(self.folder / "done", number, ".json").exists() or self.is_complete
+        return self._note("done", number).exists() or self.is_complete
 
     @property
     def is_complete(self) -> bool:
@@ -193,7 +215,7 @@ class FeatureChunks(NumberedJob):
 
     def failure(self, number: int) -> str:
         """Returns the error of a chunk; empty if it has not failed."""
-        path = numbered(self.folder / "failed", number, ".json")
+        path = self._note("failed", number)
         return read_json(path, dict[str, str], remedy=REMEDY)["error"] if path.exists() else ""
 
     def failures(self) -> list[str]:
@@ -215,8 +237,17 @@ class FeatureChunks(NumberedJob):
         for name in ("done", "locks", "failed"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
+    def look_again(self) -> None:
+        """Refreshes the folders of notes, in which workers on other machines may just have written."""
+        numbers = range(len(self.sizes))
+        for folder in {self._note(kind, number).parent for kind in ("done", "failed") for number in numbers}:
+            refresh(folder)
+
+    def _note(self, kind: str, number: int) -> Path:
+        return numbered(self.folder / kind, number, ".json")
+
     def _write(self, kind: str, number: int, content: dict[str, str]) -> None:
-        write_json(numbered(self.folder / kind, number, ".json"), content)
+        write_json(self._note(kind, number), content)
 
 
 def build_chunks(load: Callable[[bool], Images], where: Where, task: bool) -> None:
@@ -229,7 +260,7 @@ def build_chunks(load: Callable[[bool], Images], where: Where, task: bool) -> No
 
     Raises:
         UserError: A worker cannot start, the store cannot be written, or an image cannot be read.
-        StoppedError: A signal has ended the build.
+        StoppedError: A signal has ended the build, or another build has some of the chunks.
         KeyboardInterrupt: Ctrl-C.
     """
     images = load(task)
@@ -248,6 +279,8 @@ def build_chunks(load: Callable[[bool], Images], where: Where, task: bool) -> No
 
         bar.update(sum(size for number, size in enumerate(job.sizes) if job.is_done(number)))
         ended = _work_here(job, report) if alone else launch(job, where, job.folder, report)
+    if not alone:
+        job.look_again()
     if ended.signal == signal.SIGINT:
         raise KeyboardInterrupt
     if ended.signal is not None:
@@ -256,7 +289,10 @@ def build_chunks(load: Callable[[bool], Images], where: Where, task: bool) -> No
         raise DatasetError("\n".join([*failures, "The other images are done. The same command tries these again."]))
     left = job.left()
     if left and not task:
-        raise UserError(f"{left} of {len(job.sizes)} chunks are left, which other processes have. Start it again.")
+        raise StoppedError(
+            f"{left:,} of {counted(len(job.sizes), 'chunk')} are not computed yet: another build has them, or their "
+            "processes have ended. Start the same command again to check."
+        )
     if not task:
         job.conclude()
         print(f"Features: {store}")

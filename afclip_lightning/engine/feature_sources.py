@@ -6,11 +6,12 @@ Features are stored by the content of the image file, so that a dataset that is 
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from lightning import Trainer
@@ -22,7 +23,7 @@ from afclip_lightning.data.dataset import Item
 from afclip_lightning.data.loading_options import Loading
 from afclip_lightning.engine.factory import build, read_model
 from afclip_lightning.engine.feature_build import FeatureBuilder
-from afclip_lightning.engine.feature_chunks import BUILDS, CHUNK, COMPLETE
+from afclip_lightning.engine.feature_chunks import BUILDS, CHUNK, COMPLETE, described
 from afclip_lightning.engine.run_parts import keep_features
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_lightning.types import MAIN_HEAD, UNKNOWN, Batch, Sample
@@ -88,8 +89,9 @@ class SourceImages:
         named = json.dumps([list(options.sources), str(Path.cwd()), self.store.key, self.store.spec.taps])
         self.digest = f"images-{hashlib.blake2b(named.encode(), digest_size=8).hexdigest()}"
         self.folder = (self.store.folder.parent / BUILDS / self.digest).absolute()
-        self.plan = Plan.read(self.folder) if begun else self._make_plan()
+        self.plan = Plan.wait_for(self.folder, 0) if begun else self._make_plan()
         self.sizes = [shard.images or 0 for shard in self.plan.shards]
+        self.files: Callable[[int], str] = partial(files_of_shard, self.folder)
         self.trainer = Trainer(
             accelerator=options.accelerator,
             devices=1,
@@ -125,6 +127,8 @@ class SourceImages:
             UserError: The store cannot be written.
             StoppedError: A signal asks this process to stop.
         """
+        if number >= len(self.plan.shards):
+            self.plan = Plan.wait_for(self.folder, number)
         problems: list[str] = []
         self.trainer.predict(FeatureBuilder(self.method), self._batches(number, problems), return_predictions=False)
         if problems:
@@ -132,8 +136,11 @@ class SourceImages:
             raise DatasetError("\n".join([*problems[:TOLD], *more]))
 
     def _batches(self, number: int, problems: list[str]) -> Iterator[Batch]:
-        """Yields the images of a chunk that lack features, in batches; notes images that cannot be read."""
-        shard, items = self.plan.shards[number], []
+        """Yields the batches of a chunk in which features are missing; notes images that cannot be read.
+
+        Such a batch is whole: the last bits of features depend on the number of images that are computed together.
+        """
+        shard, group = self.plan.shards[number], []
         collate = Collate(self.method.preprocess, store=self.store)
         images = open_archive(shard.archive) if shard.archive else open_files(read_files(self.folder, number))
         with ThreadPoolExecutor(self.options.num_workers) as pool:
@@ -142,28 +149,67 @@ class SourceImages:
                 for found in in_order(pool, self._read, sources, 2 * self.options.num_workers):
                     if isinstance(found, UserError):
                         problems.append(str(found))
-                    elif found is not None:
-                        items.append(found)
-                    if len(items) == self.options.batch_size:
-                        yield _batch(collate, items)
-                        items = []
+                    else:
+                        group.append(found)
+                    if len(group) == self.options.batch_size:
+                        yield from self._missing(collate, group)
+                        group = []
             except UserError as error:  # an error of the archive
                 problems.append(str(error))
-            if items:
-                yield _batch(collate, items)
+            yield from self._missing(collate, group)
 
-    def _read(self, named: "tuple[str, Source | Fetch]") -> Item | UserError | None:
-        """Returns an image at the backbone's size; `None` if its features exist; the error if it cannot be read."""
+    def _missing(self, collate: Collate, group: "Sequence[_Found]") -> Iterator[Batch]:
+        """Yields a batch, unless the features of all its images exist."""
+        if any(found.item for found in group):
+            yield _batch(collate, [found.item or self._item(found.content, found.digest) for found in group])
+
+    def _read(self, named: "tuple[str, Source | Fetch]") -> "_Found | UserError":
+        """Returns an image, or the error if it cannot be read."""
         name, source = named
         try:
             content = _content(name, source() if callable(source) else source)
             digest = image_digest(content.data)
-            if self.store.load(digest) is not None:
-                return None
-            pixels: np.ndarray = self.method.preprocess.resize(read(content).rgb(None), None, None)[0]
+            item = self._item(content, digest) if self.store.load(digest) is None else None
         except UserError as error:
             return error
-        return Item(0, pixels, None, Sample("images", "", "test", Path(name), UNKNOWN, mask_known=False), (), digest)
+        return _Found(content, digest, item)
+
+    def _item(self, content: Content, digest: str) -> Item:
+        """Returns an image at the backbone's size."""
+        pixels: np.ndarray = self.method.preprocess.resize(read(content).rgb(None), None, None)[0]
+        sample = Sample("images", "", "test", Path(content.name), UNKNOWN, mask_known=False)
+        return Item(0, pixels, None, sample, (), digest)
+
+
+class _Found(NamedTuple):
+    """An image that was read.
+
+    Attributes:
+        content: The bytes of its file.
+        digest: Its digest.
+        item: The image at the backbone's size; `None` if its features exist.
+    """
+
+    content: Content
+    digest: str
+    item: Item | None
+
+
+def files_of_shard(folder: Path, number: int) -> str:
+    """Returns a description of the files of a chunk for a message.
+
+    Args:
+        folder: Folder of the build.
+        number: Number of the chunk.
+
+    Raises:
+        UserError: The list of files cannot be read.
+    """
+    shard = Plan.read(folder).shards[number]
+    if shard.archive is not None:
+        return shard.archive.path
+    files = read_files(folder, number)
+    return described(files[0].path, files[-1].path, len(files))
 
 
 def _content(name: str, source: "Source") -> Content:

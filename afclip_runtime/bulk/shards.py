@@ -18,6 +18,8 @@ class Shards(NumberedJob):
         todo: Numbers of the shards.
     """
 
+    noun = "shard"
+
     def __init__(self, job: Job, todo: Sequence[int]) -> None:
         super().__init__(todo)
         self.job = job

@@ -58,6 +58,10 @@ class Job(ABC):
     grace: float = GRACE
     time_limit: float | None = None
 
+    def title(self, name: str) -> str:
+        """Returns the name of a unit for messages."""
+        return name
+
     @abstractmethod
     def left(self) -> int:
         """Returns the number of units still to be run, the maximum number of workers. Called by the launcher."""

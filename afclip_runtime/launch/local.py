@@ -224,7 +224,8 @@ class _Pool:
             hint = ", as the system does when memory runs out" if code == -signal.SIGKILL else ""
             self._fail(unit, f"{died} {ending(code)}{hint}")
         else:
-            print(f"{unit.name}: its process was {ending(code)}; another takes its place.", file=sys.stderr, flush=True)
+            title = self.job.title(unit.name)
+            print(f"{title}: its process was {ending(code)}; another takes its place.", file=sys.stderr, flush=True)
         self._replace(worker)
 
     def _remove(self, worker: _Worker) -> None:

@@ -17,17 +17,23 @@ class NumberedJob(Job):
         numbers: Units of this launch.
 
     Attributes:
+        noun: Noun of a unit in messages.
         gpu: Whether each actor has a GPU, if the cluster has any.
         threads: Number of threads of a worker, set on Ray, where actors share the processors; else `None`.
         error: Reason why no further unit can be run, for example a full disk. Else empty.
     """
 
+    noun: str = "unit"
     gpu: bool = False
     threads: int | None = None
 
     def __init__(self, numbers: Sequence[int]) -> None:
         self.rest = deque(numbers)  # in a worker: units that this process does not know to be finished
         self.error = ""
+
+    def title(self, name: str) -> str:
+        """Returns the name of a unit for messages: `shard 12`."""
+        return f"{self.noun} {name}"
 
     @abstractmethod
     def todo(self) -> list[int]:

@@ -167,7 +167,9 @@ def _run_begun(job: Job, unit: Unit, error: str = "") -> Outcome:
     with suppress(UserError, OSError) if full else nullcontext():
         job.end(unit, full or outcome.status == "stopped")
     if full:
-        raise UserError(f"{unit.name}: {outcome.error.removesuffix('.')}. The same command goes on from here.")
+        raise UserError(
+            f"{job.title(unit.name)}: {outcome.error.removesuffix('.')}. The same command goes on from here."
+        )
     return outcome
 
 

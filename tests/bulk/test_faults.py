@@ -11,6 +11,7 @@ from afclip_runtime.bulk.plan import FOLDER, PLAN, Plan, files_path
 from afclip_runtime.errors import UserError
 from afclip_runtime.files import shared
 from tests.support.disks import half_written, small_disk
+from tests.support.late_files import come_late
 from tests.support.sharded import inspect, job_of, main, plan_of, rows_of, write_numbered
 
 OUT = Path("out")
@@ -23,14 +24,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(shared, "LOOK", 0.02)
     monkeypatch.setattr(shared, "LONGEST_LAG", 5.0)
-
-
-def come_late(*paths: Path) -> threading.Timer:
-    """Hides existing files for a while, like a shared file system that lags."""
-    hidden = [path.rename(path.with_name(f"{path.name}.hidden")) for path in paths]
-    timer = threading.Timer(0.2, lambda: [late.rename(path) for late, path in zip(hidden, paths, strict=True)])
-    timer.start()
-    return timer
 
 
 def test_a_worker_waits_for_the_plan_and_the_files_of_its_shard() -> None:

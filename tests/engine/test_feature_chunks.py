@@ -14,7 +14,7 @@ import pytest
 from afclip_lightning.backbones import store_files
 from afclip_lightning.backbones.store_layout import feature_files
 from afclip_lightning.engine.feature_chunks import FeatureChunks
-from afclip_runtime.errors import UserError
+from afclip_runtime.errors import DatasetError, UserError
 from afclip_runtime.launch.worker import run_claimed
 from tests.support.clips import small_config
 from tests.support.commands import subprocess_of
@@ -29,12 +29,15 @@ class FakeImages:
 
     def __init__(self, store: Any, sizes: list[int]) -> None:
         self.store, self.digest, self.sizes, self.gpu = store, "abcd", sizes, False
+        self.files = "chunk {}".format
         self.computed: list[int] = []
-        self.full = False
+        self.full = self.damaged = False
 
     def compute(self, number: int) -> None:
         if self.full:
             raise UserError("cannot be written")
+        if self.damaged:
+            raise DatasetError("b.png: the image is damaged.")
         self.computed.append(number)
 
 
@@ -83,9 +86,15 @@ def test_a_build_that_ended_early_goes_on_and_a_complete_one_looks_at_all_again(
 
 def test_a_failed_chunk_is_reported_and_tried_by_the_next_build(images: FakeImages) -> None:
     job = chunks(images)
-    job.fail("1", "b.png: the image is damaged.")
+    images.damaged = True
+    unit = job.claim(())
+    assert unit is not None
+    assert run_claimed(job, unit).status == "failed"
     assert job.failures() == ["b.png: the image is damaged."]
-    assert job.left() == 2
+    job.fail("1", "its process died 3 times")
+    job.fail("1", "said twice")
+    assert job.failures() == ["b.png: the image is damaged.", "chunk 1: its process died 3 times"]
+    assert job.left() == 1
     again = chunks(images)
     again.prepare()
     assert again.left() == 3

@@ -75,6 +75,22 @@ def test_a_dataset_finds_the_features_of_sources_with_the_same_bytes(
 
 
 @pytest.mark.slow
+def test_a_batch_that_was_cut_off_is_computed_as_a_whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = calls(monkeypatch)
+    command = ["build", *options("AFCLIP"), *CACHE, "--images", "test/a*.png", "--batch_size=4"]
+    assert features.main(command) == 0
+    whole = {path: path.read_bytes() for path in feature_files(folder / "store")}
+    assert passes == [4, 3]
+    passes.clear()
+    first = image_digest(folder / "test/a00.png")
+    for path in (path for path in whole if path.stem == first):
+        path.unlink()
+    assert features.main(command) == 0
+    assert passes == [4]  # features of one image alone might have other last bits
+    assert {path: path.read_bytes() for path in feature_files(folder / "store")} == whole
+
+
+@pytest.mark.slow
 def test_options_without_effect_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         features.main(["build", *options("AFCLIP"), *CACHE, "--images", "test", "--loading.roi=a.png"])

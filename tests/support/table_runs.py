@@ -1,5 +1,6 @@
 """Runs of every method on a small table of images, of one category with masks and one without."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,10 @@ def write_set(root: Path, seed: int, counts: dict[tuple[str, int], int]) -> None
     (root / "images.csv").write_text("\n".join(lines))
 
 
-def options(method: str, processes: int = 1, **extra: Any) -> list[str]:
-    """Returns the options of a run whose processes together use 4 images per step."""
+def options(method: str, processes: int = 1, tests: Sequence[str] = ("test",), **extra: Any) -> list[str]:
+    """Returns the options of a run whose processes together use 4 images per step, with one test set per folder."""
     table = {"class_path": "Table", "init_args": {"num_workers": 0, "batch_size": 4 // processes}}
-    sets = [{**table, "init_args": {**table["init_args"], "root": root, "name": root}} for root in ("train", "test")]
+    sets = [{**table, "init_args": {**table["init_args"], "root": root, "name": root}} for root in ("train", *tests)]
     config = {
         "seed_everything": 1,
         "model": {
@@ -43,7 +44,7 @@ def options(method: str, processes: int = 1, **extra: Any) -> list[str]:
                 **run_arguments(method),
             },
         },
-        "data": {"class_path": "CrossDataset", "init_args": {"train": sets[0], "test": [sets[1]]}},
+        "data": {"class_path": "CrossDataset", "init_args": {"train": sets[0], "test": sets[1:]}},
         "trainer": {
             **{"accelerator": "cpu", "max_epochs": 2, "log_every_n_steps": 1},
             **{"enable_progress_bar": False, "enable_model_summary": False, **extra},
