@@ -1,10 +1,11 @@
-"""A run over two processes, one of which is lost or sees an old state of a shared folder: one error, and it resumes."""
+"""A run over two processes, one of which is lost, sees an old state of a shared folder, or has a wrong clock."""
 
 import itertools
 import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -41,6 +42,16 @@ def at(owner: type, hook: str, number: signal.Signals, look: int = 0) -> Fault:
     return lambda: mock.patch.object(owner, hook, strike).start()
 
 
+def set_clock(days: int) -> Fault:
+    """Returns a fault: the clock of the process is days ahead."""
+    now = time.time
+
+    def ahead() -> float:
+        return now() + days * 86400
+
+    return lambda: mock.patch.object(time, "time", ahead).start()
+
+
 FAULTS: dict[str, Fault] = {
     "none": lambda: None,
     "absent": lambda: os.kill(os.getpid(), signal.SIGKILL),
@@ -50,6 +61,8 @@ FAULTS: dict[str, Fault] = {
     "killed in the build": at(FeatureBuilder, "predict_step", signal.SIGKILL),
     "sees no checkpoint": lambda: mock.patch.object(flows, "is_there", return_value=False).start(),
     "sees all": lambda: None,
+    "a month ahead": set_clock(30),
+    "a month behind": set_clock(-30),
 }
 
 
@@ -151,4 +164,11 @@ def test_a_checkpoint_that_one_process_does_not_see_yet_stops_all(whole: Path, f
     assert codes == [2, 2], logs
     assert all("The shared file system lags: start the same command again." in log for log in logs)
     assert run_both(folder, FIT, "sees all")[0] == [0, 0]
+    assert_same_end(whole / "run", folder / "run")
+
+
+@pytest.mark.parametrize("fault", ["a month ahead", "a month behind"])
+def test_clocks_that_differ_change_nothing(whole: Path, folder: Path, fault: str) -> None:
+    codes, logs = run_both(folder, FIT, fault)
+    assert codes == [0, 0], logs
     assert_same_end(whole / "run", folder / "run")
