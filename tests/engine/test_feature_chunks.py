@@ -1,17 +1,13 @@
 """`features build --launcher`: on every route and after killed processes, the files equal those of one process."""
 
 import os
-import random
 import re
-import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from afclip_lightning.backbones import store_files
 from afclip_lightning.backbones.store_layout import feature_files
 from afclip_lightning.engine.feature_chunks import FeatureChunks
 from afclip_runtime.errors import DatasetError, UserError
@@ -125,11 +121,6 @@ def contents(store: Path) -> dict[str, bytes]:
     return {str(path.relative_to(store)): path.read_bytes() for path in feature_files(store)}
 
 
-def workers(process: subprocess.Popen[str]) -> list[int]:
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with images and the features of one process in `whole`."""
@@ -151,31 +142,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def at(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(folder)
     return folder
-
-
-@pytest.mark.slow
-def test_workers_and_drivers_that_are_killed_cost_nothing(at: Path) -> None:
-    rng, seen = random.Random(0), []
-    for victim in ("worker", "driver"):
-        process = start(at, "two", "--launcher=local", "--jobs=2")
-        count, deadline = sum(1 for _ in feature_files(at / "two")), time.monotonic() + 600
-        moment = count + rng.randrange(30, 200)
-        while sum(1 for _ in feature_files(at / "two")) < moment and time.monotonic() < deadline:
-            assert process.poll() is None, process.communicate()[0]
-            time.sleep(0.01)
-        assert time.monotonic() < deadline
-        if victim == "worker":
-            os.kill(rng.choice(workers(process)), signal.SIGKILL)
-            time.sleep(1)
-        process.kill()
-        process.communicate(timeout=100)  # until its workers, which share its output, have ended
-        assert store_files.verify(at / "two") == []
-        seen.append(sum(1 for _ in feature_files(at / "two")))
-    assert seen == sorted(seen)
-    assert seen[0] < TAPS * IMAGES
-    said = finish(start(at, "two", "--launcher=local", "--jobs=2"))
-    assert "leaked" not in said  # as bindings made with nanobind say at the end of a worker
-    assert contents(at / "two") == contents(at / "whole")
 
 
 @pytest.mark.slow

@@ -79,10 +79,10 @@ def inspect_with_kills(command: Sequence[object], launcher: str, kills: int, of_
             while len(_parts(out)) < moment or not victims:
                 assert driver.poll() is None, driver.communicate()[0]
                 assert time.monotonic() < end
-                victims = _workers(driver.pid, WORKERS[launcher])
+                victims = workers_of(driver.pid, launcher)
                 time.sleep(0.005)
             time.sleep(rng.uniform(0, 0.05))
-            kept |= {part: _file_of(part) for part in _parts(out)}
+            kept |= {part: file_of(part) for part in _parts(out)}
             victim = driver.pid if moment in drivers else rng.choice(victims)
             with suppress(ProcessLookupError):  # it has ended by itself
                 os.kill(victim, signal.SIGKILL)
@@ -98,7 +98,7 @@ def inspect_with_kills(command: Sequence[object], launcher: str, kills: int, of_
         assert driver.returncode == 0, text
     finally:
         driver.kill()
-    assert {part: _file_of(part) for part in kept} == kept
+    assert {part: file_of(part) for part in kept} == kept
     return killed
 
 
@@ -127,20 +127,22 @@ def _parts(out: Path) -> list[Path]:
     return sorted(out.glob("parts/*/*.parquet"))
 
 
-def _file_of(path: Path) -> tuple[int, int]:
+def file_of(path: Path) -> tuple[int, int]:
+    """Returns which file stands at a path: another one after it was written again."""
     facts = path.stat()
     return facts.st_ino, facts.st_mtime_ns
 
 
-def _workers(parent: int, sign: bytes) -> list[int]:
-    return [pid for pid in descendants(parent) if sign in _text(f"/proc/{pid}/cmdline")]
+def workers_of(parent: int, launcher: str) -> list[int]:
+    """Returns the worker processes of a driver."""
+    return [pid for pid in descendants(parent) if WORKERS[launcher] in text_of(f"/proc/{pid}/cmdline")]
 
 
 def descendants(parent: int) -> list[int]:
     """Returns the child processes of a process, and theirs."""
     children: dict[int, list[int]] = {}
     for entry in os.listdir("/proc"):
-        if entry.isdigit() and (text := _text(f"/proc/{entry}/stat")):
+        if entry.isdigit() and (text := text_of(f"/proc/{entry}/stat")):
             children.setdefault(int(text.rpartition(b")")[2].split()[1]), []).append(int(entry))
     return list(_below(parent, children))
 
@@ -151,7 +153,8 @@ def _below(parent: int, children: dict[int, list[int]]) -> Iterator[int]:
         yield from _below(child, children)
 
 
-def _text(path: str) -> bytes:
+def text_of(path: str) -> bytes:
+    """Returns the content of a file; empty if it cannot be read, as one of a process that has ended."""
     with suppress(OSError):
         return Path(path).read_bytes()
     return b""
