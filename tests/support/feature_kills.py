@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from PIL import Image
@@ -42,7 +43,7 @@ class KilledBuild:
     Args:
         start: Starts the command. Its environment must have a variable with the path of the store.
         store: The store.
-        launcher: `local` or `ray`.
+        launcher: `local` or `ray`; see `workers_of`.
         seed: Seed of the moments.
 
     Attributes:
@@ -100,7 +101,8 @@ class KilledBuild:
             time.sleep(0.0005)
         if state == "T" and self._phase_of(pid) == phase:
             return True
-        os.kill(pid, signal.SIGCONT)
+        with suppress(ProcessLookupError):  # it has ended meanwhile
+            os.kill(pid, signal.SIGCONT)
         return False
 
     def _phase_of(self, pid: int) -> str:
