@@ -203,13 +203,16 @@ def run_cells(
         folder or Path(),
         lambda name, outcome: settle(job.cells[name], State(outcome.status, outcome.error, ran=True)),
     )
+    elsewhere = where.launcher != "local"
+    for cell in job.cells.values():
+        if cell.name in states:
+            continue
+        if (state := state_of(cell)) is not None:  # run by another machine or another command
+            settle(cell, replace(state, ran=elsewhere))
+        elif ended.signal is None:
+            settle(cell, State("stopped" if elsewhere else "elsewhere", ran=elsewhere))
     if ended.signal is not None:
         raise interruption(ended.signal)
-    for cell in job.cells.values():
-        if cell.name not in states:
-            elsewhere = where.launcher != "local"
-            state = state_of(cell) or State("stopped" if elsewhere else "elsewhere")
-            settle(cell, replace(state, ran=elsewhere))
     return states
 
 

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from afclip_lightning.benchmark import table
+from afclip_lightning.benchmark import runner, table
 from afclip_lightning.benchmark.runner import State, run_cells
 from afclip_lightning.benchmark.table import assemble
 from afclip_runtime.errors import UserError
 from afclip_runtime.files import take_lock
+from afclip_runtime.launch.where import Ended
 from tests.support import REPOSITORY
 from tests.support.fake_cells import cell, run, run_here
 
@@ -124,6 +125,24 @@ def test_what_the_command_line_said_is_the_reason_of_a_failure(tmp_path: Path) -
     assert outcome.error == r"set0-0: exit code 2: the option \x1b[31m is none"
     (tmp_path / "cells/wrong/failed.json").unlink()
     assert run_here(cell(tmp_path, "wrong", "exit")).error == "set0-0: exit code 2"  # not of before
+
+
+@pytest.mark.slow
+def test_cells_that_others_have_finished_are_reported_after_an_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = [cell(tmp_path, "finished"), cell(tmp_path, "left")]
+
+    def interrupted(*_: object) -> Ended:
+        monkeypatch.undo()
+        run_cells(cells[:1], run=run)
+        return Ended(signal.SIGINT)
+
+    monkeypatch.setattr(runner, "launch", interrupted)
+    seen = {}
+    with pytest.raises(KeyboardInterrupt):
+        run_cells(cells, run=run, report=lambda cell, state: seen.update({cell.name: state}))
+    assert seen == {"finished": State("done")}
 
 
 @pytest.mark.slow
