@@ -66,7 +66,7 @@ def _reach(address: str) -> None:
         connection.sendall(GREETING)
         answer = connection.recv(len(GREETING))
         if answer[3:4] != bytes([SETTINGS]):
-            raise ConnectionError("what answers there is no Ray")
+            raise ConnectionError("what answers there is not Ray")
 
 
 def _unusable(address: str | None, error: Exception) -> UserError:

@@ -61,7 +61,7 @@ def victims(seed: int) -> list[str]:
     return [*phases[:3], "driver", *phases[3:6], "driver", *phases[6:]]
 
 
-@pytest.mark.parametrize(("launcher", "seed"), [("local", 25)])
+@pytest.mark.parametrize(("launcher", "seed"), [("local", 25), ("ray", 26)])
 def test_ten_kills_lose_nothing_and_repeat_nothing(
     launcher: str, seed: int, at: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -133,7 +133,7 @@ def web_pages() -> Iterator[int]:
 
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])
-@pytest.mark.parametrize(("other", "reason"), [(silence, "timed out"), (web_pages, "what answers there is no Ray")])
+@pytest.mark.parametrize(("other", "reason"), [(silence, "timed out"), (web_pages, "what answers there is not Ray")])
 def test_an_address_where_something_else_answers_is_one_error(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
