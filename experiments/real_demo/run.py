@@ -48,7 +48,7 @@ def _summary(folder: Path, drawn: set[str]) -> str:
             lines.append(f"{called} of {len(part)} photos {what} are called anomalous.")
     lines += [
         f"The model has seen the photos {', '.join(TRAINED)} in its training, with other defects drawn onto them; the",
-        "coins are new to it. Its threshold is its default, which knows nothing of a product: for yours, calibrate on",
+        "coins are new to it. Its threshold is its default, which was not made for a product. For yours, calibrate on",
         "normal images of it (docs/own_images.md).",
         f"Look at: {folder / 'report.html'}, {folder / 'overlays'}, {folder / 'inspections.csv'}",
     ]
