@@ -22,7 +22,10 @@ TOY = (
     "the backbone is the tiny CLIP that comes with afclip_lightning. It is for trials, trained on drawn pictures only: "
     "its scores of photos are meaningless."
 )
-DEFAULT = "the head's default thresholds, which do not depend on your product: calibrate on normal images of it"
+DEFAULT = (
+    "the head's default thresholds, which were not made for your product and may miss its defects: adapt or calibrate "
+    "on normal images of it"
+)
 GRAPH_ENGINES = ("onnx", "openvino")
 
 _threads = numeric(int, lambda value: 1 <= value <= 1024, "from 1 to 1024")

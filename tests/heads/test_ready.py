@@ -131,7 +131,10 @@ def test_inspect_names_the_default_threshold_and_calibrate_replaces_it(
     write_pictures(place / "normal", 8, seed=10)
     given = ["photos", "--model", NAME, "--num_workers", "0", "--out"]
     assert inspect_command.main([*given, "first"]) == 0
-    assert "the head's default thresholds, which do not depend on your product" in capsys.readouterr().err
+    assert (
+        "the head's default thresholds, which were not made for your product and may miss its defects"
+        in capsys.readouterr().err
+    )
     rows = [json.loads(line) for line in (place / "first/inspections.jsonl").read_text().splitlines()]
     assert [row["threshold_from"] for row in rows] == ["default", "default"]
     assert all(row["verdict"] in ("normal", "anomalous") for row in rows)
