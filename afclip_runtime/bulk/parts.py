@@ -99,8 +99,8 @@ class PartWriter:
         self.rows: list[dict[str, Any]] = []
 
     def add(self, row: Record) -> None:
-        """Adds a row."""
-        values = msgspec.to_builtins(row)
+        """Adds a row. In a part, no error is null, as all values that a row lacks."""
+        values = msgspec.to_builtins(row) | {"error": row.error or None}
         self.rows.append({name: _text(values[name]) for name in self.schema.names})
         if len(self.rows) == ROWS:
             self._flush()

@@ -43,11 +43,13 @@ def test_one_process(capsys: pytest.CaptureFixture[str]) -> None:
     manifest = json.loads(Path("out/manifest.json").read_text())
     assert (manifest["shards"], manifest["done"], manifest["rows"]) == (3, 3, 10)
     assert [part["file"] for part in manifest["parts"]] == [f"parts/0000/00000{number}.parquet" for number in range(3)]
-    assert parquet.read_table("out/parts").num_rows == 10  # as pandas, polars and others read it
+    table = parquet.read_table("out/parts")  # as pandas, polars and others read it
+    assert (table.num_rows, table["error"].null_count, table["method"].null_count) == (10, 10, 10)
     Path("in/bad.png").write_bytes(b"")
     assert main(["in", *LOCAL]) == 1
     said = capsys.readouterr()
     assert "10 inspected, 1 failed, 0 left out" in said.out
+    assert [row["path"] for row in rows_of(Path("out")) if row["error"] is not None] == ["in/bad.png"]
     (note,) = [line for line in said.err.splitlines() if line.startswith("note: the first")]
     assert note.startswith("note: the first of 1 that failed: in/bad.png: cannot be read as an image")
     assert "The others" not in note

@@ -210,7 +210,8 @@ def test_urls_that_cannot_be_read(folder: Path, tmp_path: Path, monkeypatch: pyt
             "memory://none/of/these/*.png",
             "memory://nothing/",
         )
-    errors = {row["path"].replace(address, ""): row["error"].replace(address, "") for row in rows_of(tmp_path / "out")}
+    rows = rows_of(tmp_path / "out")
+    errors = {row["path"].replace(address, ""): (row["error"] or "").replace(address, "") for row in rows}
     assert not errors["/images/00000.png"]
     assert not errors["/images/00001.png"]
     assert errors["/images/00002.png"].startswith("/images/00002.png: cannot be read (503")

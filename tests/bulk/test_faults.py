@@ -77,4 +77,4 @@ def test_a_full_disk_ends_the_job_and_the_same_command_goes_on(jobs: str, capsys
         assert main([*LOCAL, "--jobs", jobs]) == 0
         assert {path: path.stat().st_mtime_ns for path in kept} == kept
         assert sorted(row["path"] for row in rows_of(OUT)) == [f"in/{number:05d}.png" for number in range(40)]
-        assert {row["error"] for row in rows_of(OUT)} == {""}
+        assert {row["error"] for row in rows_of(OUT)} == {None}

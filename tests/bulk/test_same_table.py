@@ -61,8 +61,9 @@ def check(out: Path, expected: list[dict[str, str]], folder: Path, place: str, p
     assert [row["path"] for row in rows] == (paths or [f"{place}/{p.relative_to(folder).as_posix()}" for p in images])
     for row, image, wanted in zip(rows, images, expected, strict=True):
         assert {name: cell(row[name]) for name in JUDGED} == {name: wanted[name] for name in JUDGED}
-        assert row["error"].replace(row["path"], str(image)) == wanted["error"]
+        assert cell(row["error"]).replace(row["path"], str(image)) == wanted["error"]
         assert row["size"] in (image.stat().st_size, None)
+        assert row["error"] != ""
         assert row["method"] is None
     assert len({row["name"] for row in rows}) == len(rows)
 
