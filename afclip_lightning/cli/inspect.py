@@ -99,11 +99,12 @@ def _run(options: argparse.Namespace, arguments: dict[str, Any], args: Sequence[
     from afclip_lightning.inspection.volumes import check_rule, judge, keep_for_volume
     from afclip_lightning.volumes.maps import NIFTI
     from afclip_lightning.volumes.windows import check_window
-    from afclip_runtime.inspection.inputs import find_inputs
+    from afclip_runtime.inspection.inputs import find_inputs, require_any
 
     check_window(options.window)
     check_rule(options.volume_score)
 
+    require_any(patterns)
     cut = _cut(patterns, options) if options.axis else None
     inputs = find_inputs(patterns, options.out, options.ignore, cut.taken if cut else ())
     inputs += cut.inputs if cut else []

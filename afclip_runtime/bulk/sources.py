@@ -15,7 +15,7 @@ from afclip_runtime.bulk import images_in_parquet, tars, urls
 from afclip_runtime.bulk.images_in_parquet import Column, choose_column, open_table, read_cells, row_groups
 from afclip_runtime.errors import MissingPackageError, UserError, shown
 from afclip_runtime.images.find import DICOM_BY_CONTENT, IMAGE_SUFFIXES, kind_of, walk_files
-from afclip_runtime.inspection.inputs import is_ignored, why_left_out
+from afclip_runtime.inspection.inputs import is_ignored, require_any, why_left_out
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -234,6 +234,19 @@ def require_packages(patterns: Iterable[str]) -> None:
     for pattern in patterns:
         if urls.is_url(pattern) and not pattern.lower().startswith("file://"):
             urls.require_packages(pattern)
+
+
+def require_sources(patterns: Sequence[str]) -> None:
+    """Checks early that something is named, and that some of it exists. Whether a URL exists is not checked.
+
+    Raises:
+        UserError: There is no source, or none of them exists.
+    """
+    if not patterns:
+        raise UserError("there is nothing to inspect: name files, folders, archives or URLs.")
+    paths = [_path_of(pattern) for pattern in patterns]
+    if not any(map(urls.is_url, paths)):
+        require_any(text for path in paths for text in expand_braces(path))
 
 
 def is_sharded(patterns: Iterable[str]) -> bool:

@@ -114,13 +114,15 @@ def inspect_by_shards(
     from afclip_runtime.bulk.parts import require_pyarrow
     from afclip_runtime.bulk.plan import Plan
     from afclip_runtime.bulk.routes import judge_shards
-    from afclip_runtime.bulk.sources import require_packages
+    from afclip_runtime.bulk.sources import require_packages, require_sources
     from afclip_runtime.bulk.summary import finish
 
     if os.name != "posix":
         raise UserError("images are inspected by shards on Linux and macOS only: name local files without --launcher.")
     require_pyarrow()
     require_packages(patterns)
+    if not options.planned:
+        require_sources(patterns)
     where = where_of(options, "inspect", [PLANNED, *args], program=program)
     out = Path(os.path.abspath(options.out))
     options = argparse.Namespace(**{**vars(options), "out": out, "threads": _threads(options, where.jobs)})

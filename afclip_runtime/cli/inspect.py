@@ -96,7 +96,7 @@ Volumes (NIfTI, DICOM series …) and files for annotation tools need `afclip in
 @command("Stopped. The same command goes on from here.")
 def main(args: Sequence[str]) -> int:
     """Runs the command and returns its exit code, see the description."""
-    from afclip_runtime.inspection.inputs import find_inputs
+    from afclip_runtime.inspection.inputs import find_inputs, require_any
 
     options = parse_paths_or_watch(_parser(), args)
     saves = saves_of(options, SAVES)
@@ -114,6 +114,7 @@ def main(args: Sequence[str]) -> int:
         options.bundle = Path(os.path.abspath(folder))
         prepare = partial(set_thresholds, options=options, saves=saves)
         return inspect_by_shards(options, args, RUNTIME, patterns, saves, load_of_bundle, prepare)
+    require_any(patterns)
     inputs = find_inputs(patterns, options.out, options.ignore)
     check_inputs(inputs, options)
     model = load_bundle(folder, options, wanted_calibration(options), readable(inputs))

@@ -8,6 +8,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from afclip_runtime.errors import UserError, shown
+
 
 @dataclass(frozen=True)
 class Input:
@@ -38,6 +40,27 @@ class Input:
     def key(self) -> str:
         """Returns the key of the file, its absolute path."""
         return os.path.abspath(self.path)
+
+
+def require_any(patterns: Iterable[str]) -> None:
+    """Checks early that at least one of the named sources exists.
+
+    Args:
+        patterns: Files, folders, patterns.
+
+    Raises:
+        UserError: There are sources, and none of them exists.
+    """
+    first, count = "", 0
+    for pattern in patterns:
+        if os.path.lexists(pattern) or next(glob.iglob(pattern, recursive=True), None) is not None:
+            return
+        first, count = first or pattern, count + 1
+    if count > 1:
+        raise UserError(f"none of the {count:,} named sources exists, the first is {shown(first)}. Check their paths.")
+    if count:
+        problem = f"nothing matches {shown(first)}" if glob.has_magic(first) else f"{shown(first)} does not exist"
+        raise UserError(f"{problem}. Check the path.")
 
 
 def find_inputs(

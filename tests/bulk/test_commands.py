@@ -120,6 +120,29 @@ def test_a_missing_package_ends_the_command_before_any_work(
     assert not Path("out/parts").exists()
 
 
+@pytest.mark.parametrize(
+    ("sources", "said"),
+    [
+        (["none", *LOCAL], "none does not exist. Check the path."),
+        (["none/*.png", *LOCAL], "nothing matches none/*.png. Check the path."),
+        (["none/{000..003}.tar"], "none of the 4 named sources exists, the first is none/000.tar. Check their paths."),
+        (["file:///n/a.tar", "b.tar"], "none of the 2 named sources exists, the first is /n/a.tar. Check their paths."),
+    ],
+)
+def test_sources_of_which_none_exists_end_the_command_before_any_work(
+    sources: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tests.support.sharded.load", lambda: pytest.fail("the model is loaded"))
+    assert main(sources) == 2
+    assert capsys.readouterr().err == f"error: {said}\n"
+    assert not Path("out").exists()
+
+
+def test_if_some_sources_exist_the_others_have_a_row() -> None:
+    assert main(["in", "none", *LOCAL]) == 1
+    assert [row["path"] for row in rows_of(Path("out")) if row["error"]] == ["none"]
+
+
 def test_one_output_is_of_one_kind(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["in", *LOCAL]) == 0
     assert main(["in", *LOCAL, "--threshold", "0.9"]) == 2

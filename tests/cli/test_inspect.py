@@ -129,6 +129,17 @@ def test_bad_images_cost_a_line_each(folder: Path, capsys: pytest.CaptureFixture
     assert "1 inspected, 3 failed, 6 done before" in capsys.readouterr().out
 
 
+def test_sources_of_which_none_exists_end_the_command_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)  # without a model
+    assert inspect("none") == 2
+    assert capsys.readouterr().err == "error: none does not exist. Check the path.\n"
+    assert inspect("none.png", "no/*.jpg") == 2
+    assert "none of the 2 named sources exists, the first is none.png. Check their paths." in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
 @pytest.mark.slow
 def test_a_stopped_run_goes_on(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_pictures(folder / "images", 4)
