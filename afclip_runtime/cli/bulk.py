@@ -33,7 +33,7 @@ Very many images are inspected in shards: with --launcher, or if a source is a t
                             (--image_column), and all of these at URLs (s3://, gs://, https:// …)
   parts/0000/000000.parquet one file per shard, with the columns of inspections.csv, size and mtime_ns. There is no
                             inspections.csv or .jsonl
-  manifest.json             result of the job: numbers of shards and failed images, damaged archives, drift
+  manifest.json             result of the job: numbers of shards and failed images, damaged or missing archives, drift
   plan/                     list of the shards. New images of a later run become new shards
 Pictures are named by shard and row, at most 1,000 per folder. Two jobs with the same output share its shards. See
 docs/scale.md.
@@ -231,7 +231,7 @@ def _say(manifest: "Manifest", judged: int, out: Path) -> None:
     if first := first_failed(out, manifest):
         print(f"note: {note_of_first(*first, manifest.failed, out / 'parts')}", file=sys.stderr)
     for damage in manifest.damaged:
-        print(f"note: damaged: {shown(damage.problem)}", file=sys.stderr)
+        print(f"note: {shown(damage.problem)}", file=sys.stderr)
     for method, alarm in manifest.drift.items():
         print(f"note: {method + ': ' if method else ''}{alarm}", file=sys.stderr)
 

@@ -38,7 +38,8 @@ Source: TypeAlias = Path | bytes | Content | Image.Image
 FORMATS = (
     "PNG", "JPEG", "BMP", "WEBP", "GIF", "JPEG2000", "PPM", "AVIF", "DIB", "PCX", "QOI", "SGI", "SUN", "TGA",
 )  # fmt: skip
-READ_HERE = "PNG, JPEG, TIFF, BMP, WebP, GIF, JPEG 2000, AVIF, PNM, TGA, PCX, SGI, QOI or DICOM"
+SUPPORTED = "PNG, JPEG, TIFF, BMP, WebP, GIF, JPEG 2000, AVIF, PNM, TGA, PCX, SGI, QOI or DICOM"
+REPLACE = "Replace the file or remove it."
 DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
 NAMELESS = "the image"
 ORIENTATION = 0x0112
@@ -160,13 +161,12 @@ def _guarded(name: str) -> Iterator[None]:
         raise DatasetError(f"{name}: {missing}.") from error
     except UnidentifiedImageError as error:
         raise DatasetError(
-            f"{name}: cannot be read as an image (it is not an image of a kind that is read here: {READ_HERE}). "
-            "Replace the file or remove it."
+            f"{name}: cannot be read as an image (it is not an image in a supported format: {SUPPORTED}). {REPLACE}"
         ) from error
     # Damaged files cause any error in decoders: OSError, SyntaxError, struct.error, RecursionError, MemoryError …
     except Exception as error:
         reason = str(error) or type(error).__name__
-        raise DatasetError(f"{name}: cannot be read as an image ({reason}). Replace the file or remove it.") from error
+        raise DatasetError(f"{name}: cannot be read as an image ({reason}). {REPLACE}") from error
 
 
 @contextmanager
@@ -177,9 +177,24 @@ def _opened(source: Path | bytes | Content) -> Iterator[BinaryIO]:
         try:
             file = open_regular(source)
         except UserError as error:
-            raise OSError(str(error).removeprefix(shown(source)).strip(" .:")) from error
+            raise _unopened(source, error) from error
         with file:
             yield file
+
+
+def _unopened(source: Path, error: UserError) -> DatasetError:
+    """Returns the error of a file that `open_regular` does not open, with the remedy for its reason."""
+    reason, _, remedy = str(error).removeprefix(shown(source)).strip(" :").partition(". ")
+    cause = error.__cause__
+    if isinstance(cause, PermissionError):
+        remedy = "Allow it to be read."
+    elif isinstance(cause, FileNotFoundError | ValueError):
+        remedy = "Check the path."
+    elif cause is not None:
+        remedy = REPLACE
+    if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
+        reason = cause.strerror or str(cause)
+    return DatasetError(f"{name_of(source)}: cannot be read as an image ({reason.rstrip('.')}). {remedy}")
 
 
 def _start(file: BinaryIO) -> bytes:

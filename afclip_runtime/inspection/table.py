@@ -292,7 +292,7 @@ def note_of_first(path: str, error: str, failed: int, place: object) -> str:
     """
     reason = shown(error if shown(path) in error else f"{path}: {error}")
     others = f" The others: column error of {shown(place)}." if failed > 1 else ""
-    return f"the first of {failed:,} that failed: {reason}{others}"
+    return f"{failed:,} failed{', the first' * (failed > 1)}: {reason}{others}"
 
 
 def _require_there(path: Path, file: int) -> None:

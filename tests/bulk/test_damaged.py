@@ -216,7 +216,7 @@ def test_urls_that_cannot_be_read(folder: Path, tmp_path: Path, monkeypatch: pyt
     assert not errors["/images/00001.png"]
     assert errors["/images/00002.png"].startswith("/images/00002.png: cannot be read (503")
     assert errors["/images/none.png"] == "/images/none.png does not exist."
-    assert "it is not an image of a kind that is read here" in errors["/images/page.png"]
+    assert "it is not an image in a supported format" in errors["/images/page.png"]
     assert errors["/none.tar"] == "/none.tar does not exist."
     assert "cannot be read" in errors["http://127.0.0.1:9/x.png"]
     assert errors["memory://none/of/these/*.png"].endswith("nothing matches this pattern.")

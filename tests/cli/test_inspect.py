@@ -114,7 +114,7 @@ def test_bad_images_cost_a_line_each(folder: Path, capsys: pytest.CaptureFixture
     assert {path for path, row in found.items() if not row["error"]} == {f"bad/{name}" for name in fine}
     for path, words in {
         "bad/zero.png": "cannot be read as an image",
-        "bad/text.png": "not an image of a kind that is read here",
+        "bad/text.png": "not an image in a supported format",
         "bad/cut.png": "cannot be read as an image",
         "bad/bomb.png": "",  # whichever is noticed first, its size or its end
         "bad/empty": "the folder has no image",
@@ -300,7 +300,7 @@ def test_a_closed_or_looping_folder_costs_a_line(
     assert {path for path, error in found.items() if not error} == {"in/000.png", "in/open/000.png"}
     assert "Permission denied" in found["in/closed"]
     assert any("leads back to" in error for error in found.values())
-    (note,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: the first of 2 ")]
+    (note,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: 2 failed, the first: ")]
     assert note.split(": ", 2)[2].startswith(next(error for error in found.values() if error))
     assert note.endswith(" The others: column error of out/inspections.csv.")
 

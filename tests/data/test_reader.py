@@ -387,17 +387,24 @@ def test_only_the_named_formats_are_opened(
     monkeypatch.setattr("subprocess.Popen", run)
     (tmp_path / name).write_bytes(content)
     for source in (tmp_path / name, content):
-        with pytest.raises(DatasetError, match="not an image of a kind that is read here: PNG"):
+        with pytest.raises(DatasetError, match="not an image in a supported format: PNG"):
             read_image(source)
 
 
 def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "folder.png").mkdir()
-    for name in ("pipe.png", "folder.png", "nowhere.png"):
+    (tmp_path / "circle.png").symlink_to("circle.png")
+    for name, said in (
+        ("pipe.png", "is a named pipe, not a file). Name a file, or move it away from there."),
+        ("folder.png", "is a folder, not a file). Name a file, or move it away from there."),
+        ("nowhere.png", "does not exist). Check the path."),
+        ("circle.png", "Too many levels of symbolic links). Replace the file or remove it."),
+    ):
         for ask in (read_image, read_mask, image_size):
-            with pytest.raises(DatasetError, match=f"{name}: cannot be read as an image"):
+            with pytest.raises(DatasetError) as raised:
                 ask(tmp_path / name)
+            assert str(raised.value) == f"{tmp_path / name}: cannot be read as an image ({said}"
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RecursionError("too deep"), ValueError("odd"), struct.error("short")])

@@ -106,9 +106,9 @@ def test_kinds_of_files(client: TestClient, kind: str) -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"", "not an image of a kind that is read here"),
-        (b"<svg onload=alert(1)>", "not an image of a kind that is read here"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image of a kind that is read here"),
+        (b"", "not an image in a supported format"),
+        (b"<svg onload=alert(1)>", "not an image in a supported format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image in a supported format"),
         (encoded(picture())[:-60], "cannot be"),
         (encoded(np.zeros((1000, 1001, 3), np.uint8)), "1001 × 1000 pixels; the limit is 1 million"),
     ],
@@ -551,7 +551,7 @@ def test_in_a_browser(server: tuple[str, subprocess.Popen[str]], page: "Page", t
 
     page.set_input_files("#file", tmp_path / "bad.png")
     page.wait_for_selector("#message:not([hidden])")
-    assert "not an image of a kind" in page.inner_text("#message")
+    assert "not an image in a supported format" in page.inner_text("#message")
     assert page.inner_text("#message").startswith("bad.png: cannot be read")
     assert "The picture and the verdict are still those of 0.png" in page.inner_text("#message")
 
