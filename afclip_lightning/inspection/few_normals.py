@@ -55,12 +55,14 @@ def promise(count: int, fpr: float) -> str:
     threshold from n images guarantees less.
     """
     least, enough = 1 / (count + 1), math.ceil(ENOUGH / fpr)
+    lowest, wanted = f"{100 * least:.1f} %", f"{100 * fpr:.1f} %"
     if fpr >= least:
-        return f"{count} normal images can guarantee a false-positive rate of {least:.1%} or more; {fpr:.1%} is wanted."
+        return f"{count} normal images can guarantee a false-positive rate of {lowest} or more; you asked for {wanted}."
     return (
-        f"{count} normal images cannot guarantee a false-positive rate below {least:.1%}; {fpr:.1%} is wanted. So the "
-        f"threshold follows the shape of their scores, which is a guess. {math.ceil(1 / fpr) - 1} images can guarantee "
-        f"this rate, and {enough} are enough for a reliable threshold. Calibrate again when there are more."
+        f"{count} normal images cannot guarantee a false-positive rate below {lowest}; you asked for {wanted}. So the "
+        "threshold is extrapolated from their scores, and the true rate may be higher. At least "
+        f"{math.ceil(1 / fpr) - 1} normal images can guarantee this rate, and with {enough} nothing is extrapolated. "
+        "Calibrate again when there are more."
     )
 
 

@@ -13,7 +13,8 @@ DRAINED = 4  # a too large body is read on, so that the client gets the answer, 
 ARRIVING = 2**28  # limit of the bytes of all incomplete bodies; at least two of the largest bodies are allowed
 FORM = 2**16  # bytes of a form apart from the image
 HOW = (
-    "Send the file itself, as curl --data-binary @image.png does, or a form with one file, as curl -F file=@image.png."
+    "Send the image as form field `file` (curl -F file=@image.png), or as the body of the request (curl --data-binary "
+    "@image.png)."
 )
 
 
@@ -36,11 +37,13 @@ class Intake:
 
         Raises:
             HTTPException: 400: the upload was cut off. 408: it takes too long. 413: it is larger than the limit. 422:
-                it is a form without exactly one file. 503: too much arrives at once.
+                it has no image, or is a form without exactly one file. 503: too much arrives at once.
         """
         kind, options = parse_options_header(request.headers.get("content-type"))
         if kind != b"multipart/form-data":
-            return await self._body(request, self.limit)
+            if not (body := await self._body(request, self.limit)):
+                raise HTTPException(422, f"The request has no image. {HOW}")
+            return body
         return file_of_form(await self._body(request, self.limit + FORM), options.get(b"boundary", b""), self.limit)
 
     async def _body(self, request: Request, limit: int) -> bytes:
@@ -138,7 +141,8 @@ def file_of_form(body: bytes, boundary: bytes, limit: int) -> bytes:
     if not is_whole:
         raise HTTPException(422, f"The form does not end. {HOW}")
     if len(files) != 1:
-        raise HTTPException(422, f"The form holds {len(files) or 'no'} files, and one image is judged. {HOW}")
+        found = f"{len(files)} files, and one image is judged" if files else "no file"
+        raise HTTPException(422, f"The form has {found}. {HOW}")
     if len(files[0]) > limit:
         raise HTTPException(413, f"The file is larger than {limit / 2**20:.3g} MB, the limit. Make the image smaller.")
     return bytes(files[0])

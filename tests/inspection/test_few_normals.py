@@ -36,9 +36,15 @@ def test_one_image_is_too_few() -> None:
 
 
 def test_the_promise_counts_images() -> None:
-    assert "cannot guarantee a false-positive rate below 20.0%" in promise(4, 0.01)
-    assert "99 images can guarantee this rate" in promise(4, 0.01)
-    assert promise(99, 0.01).startswith("99 normal images can guarantee a false-positive rate of 1.0% or more")
+    assert promise(4, 0.01) == (
+        "4 normal images cannot guarantee a false-positive rate below 20.0 %; you asked for 1.0 %. So the threshold is "
+        "extrapolated from their scores, and the true rate may be higher. At least 99 normal images can guarantee this "
+        "rate, and with 1000 nothing is extrapolated. Calibrate again when there are more."
+    )
+    assert (
+        promise(99, 0.01)
+        == "99 normal images can guarantee a false-positive rate of 1.0 % or more; you asked for 1.0 %."
+    )
 
 
 def test_images_that_score_far_above_the_others_are_named() -> None:

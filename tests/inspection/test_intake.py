@@ -74,8 +74,8 @@ def test_forms_are_taken(address: tuple[str, int]) -> None:
     assert httpx.post(url, files=given).json() == wanted
     assert httpx.post(url, files=given, data={"note": "a field beside it"}).json() == wanted
     for files, message in (
-        ([("a", ("a.png", BODY)), ("b", ("b.png", BODY))], "holds 2 files"),
-        ([("a", (None, b"text"))], "holds no files"),
+        ([("a", ("a.png", BODY)), ("b", ("b.png", BODY))], "The form has 2 files, and one image is judged."),
+        ([("a", (None, b"text"))], "The form has no file. Send the image as form field `file` (curl -F file=@"),
     ):
         answer = httpx.post(url, files=files)
         assert answer.status_code == 422

@@ -106,7 +106,7 @@ def test_kinds_of_files(client: TestClient, kind: str) -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"", "not an image in a supported format"),
+        (b"", "The request has no image. Send the image as form field `file`"),
         (b"<svg onload=alert(1)>", "not an image in a supported format"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image in a supported format"),
         (encoded(picture())[:-60], "cannot be"),
