@@ -20,7 +20,7 @@ from afclip_runtime.cli.launch_options import add_launch_options, where_of
 from afclip_runtime.cli.parser import CommandParser, command, numeric
 from afclip_runtime.errors import PROGRAM, shown
 from afclip_runtime.files import write_text
-from afclip_runtime.launch import Where
+from afclip_runtime.launch import Where, require_launcher
 from afclip_runtime.launch.signals import STOPPED, Asked
 
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -55,6 +55,7 @@ def main(args: Sequence[str]) -> int:
             check_names(matrix, published)
             out: Path = options.out or Path("runs") / options.config[-1].stem
             where = where_of(options, "benchmark", args, drop=("--retry",))
+            require_launcher(where)
             return _run(matrix, published, plan(matrix, out), out, where, options)
     except KeyboardInterrupt as stop:
         return _code(stop)

@@ -13,7 +13,7 @@ from afclip_lightning.cli.model_options import split_model_arguments
 from afclip_runtime.cli.launch_options import add_launch_options, check_launch_options, where_of
 from afclip_runtime.cli.parser import CommandParser, command, numeric
 from afclip_runtime.errors import PROGRAM, UserError
-from afclip_runtime.launch import signals
+from afclip_runtime.launch import require_launcher, signals
 from afclip_runtime.types import in_pixels
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ def build(args: Sequence[str]) -> int:
         others, arguments = split_model_arguments(rest)
         load = partial(images_of_sources, _source_options(others, options), arguments)
     where = where_of(options, "features build", args)
+    require_launcher(where)
     where = replace(where, command=[*where.command, "--task"])
     return app.main([], lambda _: build_chunks(load, where, options.task))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from afclip_runtime.cli.launch_options import add_launch_options, where_of
 from afclip_runtime.cli.parser import CommandParser, command, numeric
 from afclip_runtime.errors import PROGRAM, UserError
-from afclip_runtime.launch import Outcome, Where, launch
+from afclip_runtime.launch import Outcome, Where, launch, require_launcher
 from afclip_runtime.launch.signals import STOPPED
 
 MOST_TRIALS = 10**6
@@ -34,6 +34,7 @@ def main(args: Sequence[str]) -> int:
     own = list(args[: args.index("--")]) if "--" in args else list(args)
     options = _parser().parse_args(own)
     where = where_of(options, "sweep", args)
+    require_launcher(where)
     return _search(options, where, list(args[len(own) + 1 :]))
 
 

@@ -116,6 +116,7 @@ def inspect_by_shards(
     from afclip_runtime.bulk.routes import judge_shards
     from afclip_runtime.bulk.sources import require_packages, require_sources
     from afclip_runtime.bulk.summary import finish
+    from afclip_runtime.launch import require_launcher
 
     if os.name != "posix":
         raise UserError("images are inspected by shards on Linux and macOS only: name local files without --launcher.")
@@ -124,6 +125,7 @@ def inspect_by_shards(
     if not options.planned:
         require_sources(patterns)
     where = where_of(options, "inspect", [PLANNED, *args], program=program)
+    require_launcher(where)
     out = Path(os.path.abspath(options.out))
     options = argparse.Namespace(**{**vars(options), "out": out, "threads": _threads(options, where.jobs)})
     models = load(options, False)

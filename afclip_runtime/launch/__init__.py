@@ -8,8 +8,8 @@ there.
 """
 
 from afclip_runtime.launch.job import Job, Outcome, Unit
-from afclip_runtime.launch.launcher import launch
+from afclip_runtime.launch.launcher import launch, require_launcher
 from afclip_runtime.launch.numbered import NumberedJob
 from afclip_runtime.launch.where import Ended, Where
 
-__all__ = ["Ended", "Job", "NumberedJob", "Outcome", "Unit", "Where", "launch"]
+__all__ = ["Ended", "Job", "NumberedJob", "Outcome", "Unit", "Where", "launch", "require_launcher"]

@@ -10,6 +10,25 @@ from afclip_runtime.launch.numbered import NumberedJob
 from afclip_runtime.launch.where import Ended, Report, Where
 
 
+def require_launcher(where: Where) -> None:
+    """Checks early, before models are loaded and files are written, that a launcher is installed on this machine.
+
+    Args:
+        where: Where the work shall run.
+
+    Raises:
+        UserError: It is not. The message says the remedy.
+    """
+    if where.launcher == "slurm":
+        from afclip_runtime.launch.slurm import require_slurm
+
+        require_slurm()
+    if where.launcher == "ray":
+        from afclip_runtime.launch.ray_cluster import require_ray
+
+        require_ray()
+
+
 def launch(job: Job, where: Where, folder: Path, report: Report = lambda name, outcome: None) -> Ended:
     """Runs the unfinished units of a job. Returns when no unit is left that a worker can claim.
 

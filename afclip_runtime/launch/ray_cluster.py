@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 from afclip_runtime.errors import UserError, install_extra, shown
@@ -29,6 +30,20 @@ SETTINGS_OF_RAY = {
 }
 
 
+def require_ray() -> None:
+    """Checks early that Ray is installed, without importing it: it reads its settings when it is imported.
+
+    Raises:
+        UserError: It is not. The message says how to install it.
+    """
+    if find_spec("ray") is None:
+        raise _absent("ray")
+
+
+def _absent(package: str | None) -> UserError:
+    return UserError(f"{package} is not installed: {install_extra('scale')}.")
+
+
 def open_ray(address: str | None) -> Any:
     """Returns the module `ray`, connected to a cluster. Without an address, a cluster on this machine is started.
 
@@ -40,7 +55,7 @@ def open_ray(address: str | None) -> Any:
     try:
         ray = importlib.import_module("ray")
     except ModuleNotFoundError as error:
-        raise UserError(f"{error.name} is not installed: {install_extra('scale')}.") from error
+        raise _absent(error.name) from error
     try:
         _reach(address or "")
     except OSError as error:

@@ -1,6 +1,8 @@
 """Workers as tasks of a SLURM array."""
 
+import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -52,10 +54,35 @@ def run_slurm(where: Where, folder: Path) -> Ended:
     return Ended()
 
 
+def require_slurm() -> None:
+    """Checks early that SLURM is installed on this machine.
+
+    Raises:
+        UserError: It is not. The message names the other launchers.
+    """
+    if shutil.which("sbatch") is None:
+        raise _absent("sbatch")
+
+
+def _absent(program: str) -> UserError:
+    return UserError(f"{program} was not found: --launcher slurm needs a SLURM cluster. Use --launcher local or ray.")
+
+
 def _ask(command: Sequence[str], script: str | None = None) -> str:
     try:
         return subprocess.run(command, input=script, text=True, capture_output=True, check=True).stdout
     except FileNotFoundError as error:
-        raise UserError(f"{command[0]} was not found: --launcher slurm needs a SLURM cluster.") from error
+        raise _absent(command[0]) from error
     except subprocess.CalledProcessError as error:
-        raise UserError(f"{command[0]}: {error.stderr.strip()}") from error
+        raise UserError(
+            f"SLURM cannot be used ({command[0]}: {_reason(error)}). Correct --sbatch or the cluster, or use "
+            "--launcher local or ray."
+        ) from error
+
+
+def _reason(error: subprocess.CalledProcessError) -> str:
+    """Returns the last line of a SLURM program, which has the reason, without the program's name."""
+    lines = [line.strip() for line in error.stderr.splitlines() if line.strip()]
+    if not lines:
+        return f"exit code {error.returncode}"
+    return shown(re.sub(r"^\w+: (error|fatal): ", "", lines[-1]).rstrip("."))

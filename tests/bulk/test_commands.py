@@ -146,6 +146,18 @@ def test_sources_of_which_none_exists_end_the_command_before_any_work(
     assert not Path("out").exists()
 
 
+def test_a_launcher_that_is_not_there_ends_the_command_before_any_work(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tests.support.sharded.load", lambda: pytest.fail("the model is loaded"))
+    monkeypatch.setenv("PATH", "")
+    assert main(["in", "--launcher", "slurm"]) == 2
+    assert capsys.readouterr().err == (
+        "error: sbatch was not found: --launcher slurm needs a SLURM cluster. Use --launcher local or ray.\n"
+    )
+    assert not Path("out").exists()
+
+
 def test_if_some_sources_exist_the_others_have_a_row() -> None:
     assert main(["in", "none", *LOCAL]) == 1
     assert [row["path"] for row in rows_of(Path("out")) if row["error"]] == ["none"]

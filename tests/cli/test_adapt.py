@@ -124,7 +124,7 @@ def test_an_image_unlike_the_others_is_named(normal: Path, tmp_path: Path, capsy
     said = capsys.readouterr()
     assert "odd.png looks unlike the other normal images" in said.err
     assert "have different shapes" in said.err
-    assert "6 normal images cannot guarantee a false-positive rate below 14.3%" in said.out
+    assert "6 normal images cannot guarantee a false-positive rate below 14.3 %" in said.out
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from afclip_runtime.errors import UserError
-from afclip_runtime.launch import Where, launch, ray_cluster
+from afclip_runtime.launch import Where, launch, ray_cluster, require_launcher
 from tests.support import REPOSITORY, matrices
 from tests.support.sharded import web_server
 from tests.support.slurm import finish, needs_nodes, slurm
@@ -169,8 +169,26 @@ def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     job = SmallJob(tmp_path, ["done-1"])
     with pytest.raises(UserError, match=r"ray is not installed: pip install 'afclip_lightning\[scale\]'"):
         launch(job, Where("ray"), tmp_path)
-    with pytest.raises(UserError, match="sbatch was not found: --launcher slurm needs a SLURM cluster"):
+    with pytest.raises(UserError, match=r"ray is not installed: pip install 'afclip_lightning\[scale\]'"):
+        require_launcher(Where("ray"))
+    absent = r"^sbatch was not found: --launcher slurm needs a SLURM cluster\. Use --launcher local or ray\.$"
+    with pytest.raises(UserError, match=absent):
         launch(job, Where("slurm", command=["python", "-m", "x", "y"]), tmp_path)
+    with pytest.raises(UserError, match=absent):
+        require_launcher(Where("slurm"))
+
+
+def test_the_reason_of_sbatch_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(tmp_path, monkeypatch, "")
+    said = "sbatch: error: fetch_config: DNS SRV lookup failed\nsbatch: fatal: Could not establish a source"
+    (tmp_path / "bin/sbatch").write_text(f"#!/bin/bash\necho '{said}' >&2; exit 1")
+    require_launcher(Where("slurm"))
+    with pytest.raises(UserError) as raised:
+        launch(SmallJob(tmp_path, ["done-1"]), Where("slurm", command=["python", "-m", "x", "y"]), tmp_path)
+    assert str(raised.value) == (
+        "SLURM cannot be used (sbatch: Could not establish a source). Correct --sbatch or the cluster, or use "
+        "--launcher local or ray."
+    )
 
 
 def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, task: str) -> None:
