@@ -1,10 +1,8 @@
 """The command line: LightningCLI with an early check of the data, a run folder, and results at the end."""
 
-import logging
 import os
 import shutil
 import sys
-import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -33,6 +31,7 @@ from afclip_lightning.engine.flows import Run
 from afclip_lightning.engine.options import check_options
 from afclip_lightning.engine.parser import GROUPS, AnomalyArgumentParser, add_run_arguments, parse
 from afclip_lightning.engine.processes import limit_waiting, lost_process_told
+from afclip_lightning.engine.quiet import quiet_libraries
 from afclip_lightning.engine.resume import check_resumable, find_checkpoint
 from afclip_lightning.engine.roots import fill_in_roots
 from afclip_lightning.engine.run_folder import (
@@ -202,22 +201,13 @@ class AnomalyCLI(LightningCLI):
         self.carry_out(flows.predict)
 
 
-def _quiet_lightning() -> None:
-    """Silences messages of Lightning that do not apply here: the frozen backbone is in eval mode on purpose."""
-    for message in (".*does not have many workers.*", ".*in eval mode at the start of training.*", ".*LeafSpec.*"):
-        warnings.filterwarnings("ignore", message=message)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: "Tip:" not in record.getMessage()
-    )
-
-
 def main(args: list[str] | None = None, command: Callable[[list[str] | None], object] = AnomalyCLI) -> int:
     """Runs a command and returns its exit code: 0 done, 2 an error that the message explains, 75 stopped.
 
     Raises:
         KeyboardInterrupt: Ctrl-C.
     """
-    _quiet_lightning()
+    quiet_libraries()
     try:
         with loggers.ending():
             command(args)

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from afclip_lightning.backbones.store import FeatureStore
 from afclip_lightning.engine.feature_build import FeatureBuildCLI, FeatureBuilder, Part, only_compute, parts_of
 from afclip_lightning.engine.flows import Run
+from afclip_lightning.engine.quiet import quiet_worker
 from afclip_lightning.types import Sample
 from afclip_runtime.bulk.parts import numbered
 from afclip_runtime.errors import DatasetError, UserError, counted, message_of
@@ -46,6 +47,7 @@ class RunOnlyCLI(FeatureBuildCLI):
         """Leaves the computing to `FeatureChunks`."""
         self.run.data.prepare_data()
         only_compute(self.run)
+        self.run.trainer.callbacks.clear()  # type: ignore[attr-defined]  # the bar is that of all chunks
 
 
 class Images(Protocol):
@@ -169,6 +171,7 @@ class FeatureChunks(NumberedJob):
         Raises:
             UserError: The images have changed since the build began.
         """
+        quiet_worker()
         self.images = self.load(True)
         self.files = self.images.files
         if self.images.digest != self.digest:

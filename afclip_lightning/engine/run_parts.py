@@ -17,6 +17,7 @@ from afclip_lightning.engine.callbacks.evaluation import Evaluation
 from afclip_lightning.engine.callbacks.pictures import Pictures
 from afclip_lightning.engine.callbacks.predictions import Predictions
 from afclip_lightning.engine.callbacks.preemption import Preemption
+from afclip_lightning.engine.callbacks.summary import ParameterSummary
 from afclip_lightning.engine.callbacks.tracking import Tracking
 from afclip_lightning.engine.checkpoint import LAST
 from afclip_lightning.methods.base import AnomalyMethod
@@ -149,7 +150,7 @@ def display_callbacks(chosen: Sequence[Callback], progress_bar: bool, summary: b
         progress_bar: Value of `trainer.enable_progress_bar`.
         summary: Value of `trainer.enable_model_summary`.
     """
-    wanted = ((progress_bar, ProgressBar, TQDMProgressBar), (summary, ModelSummary, ModelSummary))
+    wanted = ((progress_bar, ProgressBar, TQDMProgressBar), (summary, ModelSummary, ParameterSummary))
     return [own() for shown, base, own in wanted if shown and not any(isinstance(c, base) for c in chosen)]
 
 

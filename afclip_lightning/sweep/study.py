@@ -264,7 +264,7 @@ def told(plan: Plan, study: optuna.Study, number: int, outcome: Outcome) -> str:
         return f"trial {number} was stopped; the same command goes on with it"
     trial = study.get_trials(deepcopy=False)[number]
     value = trial.intermediate_values[max(trial.intermediate_values)]
-    return f"trial {number}: {value:.4f}{' given up' if trial.state == TrialState.PRUNED else ''}"
+    return f"trial {number}: {value:.4f}{' pruned' if trial.state == TrialState.PRUNED else ''}"
 
 
 def write_table(plan: Plan, study: optuna.Study) -> str:

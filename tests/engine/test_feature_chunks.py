@@ -145,6 +145,12 @@ def at(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.slow
+def test_workers_repeat_nothing_that_the_command_has_said(at: Path) -> None:
+    said = finish(start(at, "quiet", "--launcher=local", "--jobs=2", "--trainer.enable_progress_bar=true"))
+    assert [line.split(":")[0] for line in said.splitlines()] == ["Seed set to 1", "Backbone", "Features"], said
+
+
+@pytest.mark.slow
 def test_one_worker_names_the_image_that_cannot_be_read_and_computes_the_other_chunks(at: Path) -> None:
     victim = at / "test/a07.png"
     content = victim.read_bytes()

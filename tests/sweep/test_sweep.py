@@ -24,7 +24,7 @@ from afclip_lightning.sweep.space import _distribution, read_sweep
 from afclip_lightning.sweep.study import ATTEMPTS, Plan, claim, told, write_table
 from afclip_lightning.sweep.trials import Trials, check_arguments
 from afclip_runtime.errors import UserError
-from afclip_runtime.launch import Ended, signals
+from afclip_runtime.launch import Ended, Outcome, signals
 from afclip_runtime.launch.signals import STOPPED
 from afclip_runtime.launch.worker import run_claimed
 from tests.support import REPOSITORY
@@ -197,6 +197,16 @@ def test_unpromising_trials_are_given_up(tmp_path: Path) -> None:
         study.tell(trial, value)
     assert pruned == [False, True]
     assert isinstance(plan.sweep.space["model.prompt_tokens"], CategoricalDistribution)
+
+
+def test_the_progress_and_the_table_have_one_word_for_a_pruned_trial(tmp_path: Path) -> None:
+    plan = plan_of(write_sweep(tmp_path / "sweep.yaml"), str(tmp_path / "s"))
+    study = plan.study()
+    trial = study.ask(plan.sweep.space)
+    trial.report(0.119, 1)
+    study.tell(trial, state=TrialState.PRUNED)
+    assert told(plan, study, 0, Outcome()) == "trial 0: 0.1190 pruned"
+    assert "| 0 | pruned |" in write_table(plan, study)
 
 
 def wait_for(pattern: str, place: Path, process: subprocess.Popen[str]) -> None:
