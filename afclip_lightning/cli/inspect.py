@@ -37,7 +37,7 @@ from afclip_runtime.cli.inspect import (
     set_thresholds,
 )
 from afclip_runtime.cli.options import wanted_calibration
-from afclip_runtime.cli.parser import CommandParser, command
+from afclip_runtime.cli.parser import CommandParser, before_inspection, command
 from afclip_runtime.cli.watch_options import check_watch_options, parse_paths_or_watch
 from afclip_runtime.errors import PROGRAM, UserError
 
@@ -105,11 +105,12 @@ def _run(options: argparse.Namespace, arguments: dict[str, Any], args: Sequence[
     check_rule(options.volume_score)
 
     require_any(patterns)
-    cut = _cut(patterns, options) if options.axis else None
-    inputs = find_inputs(patterns, options.out, options.ignore, cut.taken if cut else ())
-    inputs += cut.inputs if cut else []
-    check_inputs(inputs, options)
-    models = load_models(named, options, arguments, wanted_calibration(options), readable(inputs))
+    with before_inspection():
+        cut = _cut(patterns, options) if options.axis else None
+        inputs = find_inputs(patterns, options.out, options.ignore, cut.taken if cut else ())
+        inputs += cut.inputs if cut else []
+        check_inputs(inputs, options)
+        models = load_models(named, options, arguments, wanted_calibration(options), readable(inputs))
     set_thresholds(models, options, saves)
     keeps = [keep_for_volume] if NIFTI in saves else []
     keeps += [keep_regions] if set(TOOLS) & set(saves) else []

@@ -147,6 +147,7 @@ class FeatureChunks(NumberedJob):
     """
 
     noun = "chunk"
+    steps = "batches"
 
     def __init__(self, load: Callable[[bool], Images], images: Images) -> None:
         super().__init__(range(len(images.sizes)))

@@ -19,6 +19,7 @@ class Shards(NumberedJob):
     """
 
     noun = "shard"
+    steps = "images"
 
     def __init__(self, job: Job, todo: Sequence[int]) -> None:
         super().__init__(todo)

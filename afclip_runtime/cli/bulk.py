@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from afclip_runtime.cli.launch_options import add_launch_options, check_launch_options, where_of
-from afclip_runtime.cli.parser import numeric
+from afclip_runtime.cli.parser import before_inspection, numeric
 from afclip_runtime.errors import UserError, counted, shown
 
 if TYPE_CHECKING:
@@ -128,9 +128,10 @@ def inspect_by_shards(
     require_launcher(where)
     out = Path(os.path.abspath(options.out))
     options = argparse.Namespace(**{**vars(options), "out": out, "threads": _threads(options, where.jobs)})
-    models = load(options, False)
-    prepare(models)
-    plan = Plan.wait_for(out, 0) if options.planned else _plan(options, patterns, models, saves)
+    with before_inspection():
+        models = load(options, False)
+        prepare(models)
+        plan = Plan.wait_for(out, 0) if options.planned else _plan(options, patterns, models, saves)
     todo = plan.todo(out)
     gpu = any(model.engine.name == "torch" for model in models.values()) and getattr(options, "device", "cpu") != "cpu"
     job = Job(out, partial(_load_in_worker, load, options), tuple(saves), options.num_workers, gpu=gpu)

@@ -23,7 +23,7 @@ from afclip_runtime.cli.options import (
     thresholds_of,
     wanted_calibration,
 )
-from afclip_runtime.cli.parser import CommandParser, command, finite, numeric
+from afclip_runtime.cli.parser import CommandParser, before_inspection, command, finite, numeric
 from afclip_runtime.cli.watch_options import DESCRIPTION as OF_WATCHING
 from afclip_runtime.cli.watch_options import (
     add_watch_options,
@@ -115,9 +115,10 @@ def main(args: Sequence[str]) -> int:
         prepare = partial(set_thresholds, options=options, saves=saves)
         return inspect_by_shards(options, args, RUNTIME, patterns, saves, load_of_bundle, prepare)
     require_any(patterns)
-    inputs = find_inputs(patterns, options.out, options.ignore)
-    check_inputs(inputs, options)
-    model = load_bundle(folder, options, wanted_calibration(options), readable(inputs))
+    with before_inspection():
+        inputs = find_inputs(patterns, options.out, options.ignore)
+        check_inputs(inputs, options)
+        model = load_bundle(folder, options, wanted_calibration(options), readable(inputs))
     models = {model.engine.method: model}
     set_thresholds(models, options, saves)
     with inspected(models, inputs, options, saves) as done:

@@ -5,7 +5,8 @@ import difflib
 import functools
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
 from afclip_runtime.errors import UserError, message_of
@@ -97,7 +98,7 @@ def command(interrupted: str = "Interrupted.") -> Callable[[Command], Command]:
     """Returns a decorator for a command's `main`. It prints a `UserError` and returns 2, and returns 130 after Ctrl-C.
 
     Args:
-        interrupted: Message after Ctrl-C.
+        interrupted: Message after Ctrl-C, unless the interrupt has a message.
     """
 
     def decorate(run: Command) -> Command:
@@ -108,13 +109,22 @@ def command(interrupted: str = "Interrupted.") -> Callable[[Command], Command]:
             except UserError as error:
                 print(f"error: {message_of(error)}", file=sys.stderr)
                 return 2
-            except KeyboardInterrupt:
-                print(interrupted, file=sys.stderr)
+            except KeyboardInterrupt as stop:
+                print(str(stop) or interrupted, file=sys.stderr)
                 return 130
 
         return main
 
     return decorate
+
+
+@contextmanager
+def before_inspection() -> Iterator[None]:
+    """Sets the message after Ctrl-C while a command loads and lists: there is nothing yet from which to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise type(stop)("Stopped before this run inspected an image.") from stop
 
 
 def with_new_names(verb: str, args: Sequence[str]) -> tuple[list[str], list[str]]:

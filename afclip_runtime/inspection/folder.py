@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     Judged = tuple[Input, Record, Inspection | UserError]
     Observer = Callable[[Record, Inspection | UserError], None]
 
+_OUTPUTS = ("a CSV table (inspections.csv)", "Parquet files (parts/)")  # without and with shards
 JPEG_LIMIT = 65500  # longest side of a JPEG image, in pixels
 
 
@@ -208,6 +209,12 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> str:
     settings = json.loads(json.dumps(settings))
     if path.exists():
         before = read_json(path, dict[str, Any], remedy="Choose another --out.")
+        if before.get("output") != settings.get("output"):
+            held, wanted = (_OUTPUTS[found.get("output") == "parts"] for found in (before, settings))
+            raise UserError(
+                f"{folder} holds {held}, and this command writes {wanted} ({path}). "
+                "Choose another --out, or remove the folder."
+            )
         if before != settings:
             names = sorted(key for key in before.keys() | settings.keys() if before.get(key) != settings.get(key))
             raise UserError(

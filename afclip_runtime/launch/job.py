@@ -51,11 +51,13 @@ class Job(ABC):
         attempts: Number of worker processes that may die in a unit. Then the unit has failed, so that it does not kill
             every worker.
         grace: Seconds for a worker to stop between two steps after a signal. With 0 it is killed at once.
+        steps: Plural noun of these steps in messages.
         time_limit: Time limit of a unit in seconds. Then its worker is killed, and the unit has failed.
     """
 
     attempts: int = ATTEMPTS
     grace: float = GRACE
+    steps: str = "steps"
     time_limit: float | None = None
 
     def title(self, name: str) -> str:

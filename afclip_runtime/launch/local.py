@@ -136,7 +136,9 @@ class _Pool:
     def _stop(self) -> None:
         self.deadline = time.monotonic() + self.job.grace
         if self.job.grace:
-            print(f"Stopping between two steps, at the latest in {self.job.grace:g} s.", file=sys.stderr, flush=True)
+            said = f"Stopping between two {self.job.steps}, at the latest in {self.job.grace:g} s."
+            again = " Ctrl-C again stops at once." * (self.noted[0] == signal.SIGINT)
+            print(said + again, file=sys.stderr, flush=True)
         self._ask_to_stop()
 
     def _ask_to_stop(self) -> None:

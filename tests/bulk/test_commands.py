@@ -168,8 +168,31 @@ def test_one_output_is_of_one_kind(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["in", *LOCAL, "--threshold", "0.9"]) == 2
     assert "out holds inspections with another threshold" in capsys.readouterr().err
     assert main(["in"]) == 2
-    assert "out holds inspections with another output" in capsys.readouterr().err
+    other = "(out/inspect.json). Choose another --out, or remove the folder."
+    said = f"error: out holds Parquet files (parts/), and this command writes a CSV table (inspections.csv) {other}"
+    assert said in capsys.readouterr().err
     check(10)
+
+
+def test_an_output_without_shards_is_not_mixed_with_parts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["in"]) == 0
+    assert main(["in", *LOCAL]) == 2
+    said = (
+        f"{Path('out').absolute()} holds a CSV table (inspections.csv), and this command writes Parquet files (parts/)"
+    )
+    assert said in capsys.readouterr().err
+    assert not Path("out/plan/plan.json").exists()
+
+
+def test_ctrl_c_before_there_is_a_plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as here:
+        here.setattr("tests.support.sharded.load", stop)
+        assert main(["in", *LOCAL]) == 130
+    assert capsys.readouterr().err == "Stopped before this run inspected an image.\n"
+    assert not Path("out").exists()
 
 
 def test_a_stopped_job_counts_its_own_shards(
