@@ -35,6 +35,11 @@ from afclip_runtime.views.frame import Interpolation, Resize
 CompileMode = Literal["no", "default", "reduce-overhead"]
 CLIP_WORDS = "ViT-B-32"  # the model whose tokenizer a random text tower uses, since no config names one
 TEXT_BATCH = 256  # prompts per pass of the text tower
+DEFAULT_SIZE = 518  # pixels, of AF-CLIP
+SIZE_NOTE = (
+    f"It is --model.backbone.image_size, {DEFAULT_SIZE} by default; with null it is the size that the model was trained "
+    "at."
+)
 MAX_IMAGE_SIZE = 8192  # pixels: a positional embedding of over 1 GB for ViT-L
 
 
@@ -85,7 +90,7 @@ class ClipBackbone(nn.Module):
         self,
         model: str = "ViT-L-14-336",
         weights: str = "openai",
-        image_size: ImageSize | None = 518,
+        image_size: ImageSize | None = DEFAULT_SIZE,
         pos_embed: PosEmbedResize = "bilinear",
         activation: Activation = "auto",
         vision_weights: str | None = None,
@@ -355,14 +360,16 @@ def _checked_size(image_size: ImageSize, patch: int) -> ImageSize:
     """
     sides = height_and_width(image_size)
     if max(sides) > MAX_IMAGE_SIZE:
-        raise ValueError(f"image_size must be at most {MAX_IMAGE_SIZE}, got {image_size}; larger images are for tiles")
+        raise ValueError(
+            f"image_size must be at most {MAX_IMAGE_SIZE}, got {image_size}; larger images are for tiles. {SIZE_NOTE}"
+        )
     if any(side < patch or side % patch for side in sides):
         below = [max(side // patch, 1) * patch for side in sides]
         above = [low if low == side else low + patch for low, side in zip(below, sides, strict=True)]
         square = isinstance(image_size, int)
         got, low, high = (each[0] if square else [*each] for each in (sides, below, above))
         raise ValueError(
-            f"image_size must be a multiple of the patch size {patch}, got {got}; nearest: {low} and {high}"
+            f"image_size must be a multiple of the patch size {patch}, got {got}; nearest: {low} and {high}. {SIZE_NOTE}"
         )
     return sides[0] if sides[0] == sides[1] else sides
 

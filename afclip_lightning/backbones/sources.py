@@ -26,8 +26,9 @@ TIMM = "timm:"
 PIP = "pip:"
 MODELS = Path(__file__).parent / "models"  # the project's own configs and weights
 LOCAL_WAY = (
-    "On a machine without internet, download the file elsewhere and give its path as `weights` "
-    "(OpenAI's TorchScript archive, .pt, .bin or .safetensors); `weights: random` is for tests only."
+    "On a machine without internet, download the file elsewhere and give its path as `weights`, on the command line "
+    "--model.backbone.weights FILE (OpenAI's TorchScript archive, .pt, .bin or .safetensors); `weights: random` is for "
+    "tests only."
 )
 CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors", "pytorch_model.bin")
 TOWER_FILES = (*CLIP_FILES[2:], *CLIP_FILES[:2])

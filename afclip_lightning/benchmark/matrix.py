@@ -92,7 +92,8 @@ class Matrix:
         seeds: Seeds. Each one gives separate cells, and also draws the few-shot images.
         options: Options of the command line for all cells.
         store: Whether methods that allow it read the features of a backbone from a common store.
-        published: Folder of the published numbers.
+        published: Folder of the published numbers, which must exist. By default it is `experiments/published`; without
+            that folder there are no published numbers.
     """
 
     methods: dict[str, Method] = MISSING
@@ -103,7 +104,7 @@ class Matrix:
     seeds: list[int] = field(default_factory=lambda: [0])
     options: list[str] = field(default_factory=list)
     store: bool = True
-    published: str = "experiments/published"
+    published: str | None = None
 
     @property
     def rows(self) -> list[Transfer]:

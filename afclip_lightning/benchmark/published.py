@@ -19,7 +19,8 @@ ON_VIT_B = {
     *("CLIP", "CLIP-AC", "WinCLIP", "WinCLIP+", "AnoVL", "MuSc-2"),
     *("Dual-Image", "Dual-Image+", "reference image + TTA"),
 }
-REMEDY = "`published` names the folder; experiments/published is the project's."
+DEFAULT = Path("experiments/published")  # the project's
+REMEDY = f"`published` names the folder; {DEFAULT} is the project's."
 MEDICAL = ("brainmri", "headct", "lag", "br35h", "colondb", "clinicdb", "kvasir", "endo", "isic", "tn3k")
 
 
@@ -46,23 +47,30 @@ class Published:
     value: float
 
 
-def load_published(folder: Path) -> list[Published]:
+def load_published(folder: Path | None) -> list[Published]:
     """Returns the published means over categories, in the order of the files.
+
+    Args:
+        folder: The folder. `None` for the default one; if it does not exist, there are no published numbers.
 
     Raises:
         UserError: A file cannot be read. The message names the file and the line.
     """
+    if folder is None:
+        return load_published(DEFAULT) if DEFAULT.is_dir() else []
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder. {REMEDY}")
     return [row for name in (*PAPERS, ABLATIONS) for row in _rows(folder / f"{name}.csv")]
 
 
 def check_names(matrix: Matrix, published: list[Published]) -> None:
-    """Checks that the papers contain every name that a method claims to have there.
+    """Checks that the papers contain every name that a method claims to have there, if there are published numbers.
 
     Raises:
         UserError: A name is not in the papers. The message names the nearest one that is.
     """
+    if not published:
+        return
     labels = {row.label for row in published}
     for name, method in matrix.methods.items():
         for label in method.published or []:

@@ -17,7 +17,7 @@ DESCRIPTION = """\
 Makes a model of one product from 4 or more normal images of it, and nothing else. It writes into the folder --out:
 
   head.safetensors        the head, and a memory of the images' features (the images are no longer needed)
-  head.calibration.json   thresholds of the image score and of the map
+  head.calibration.json   thresholds of the image score and of the map; its product is --category or the folder's name
 
 inspect, serve and export use the folder directly: --checkpoint DIR.
 

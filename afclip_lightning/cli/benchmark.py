@@ -51,7 +51,7 @@ def main(args: Sequence[str]) -> int:
             if options.leave_one_out:
                 changes = [*changes, "transfers=[]", f"leave_one_out={json.dumps(options.leave_one_out)}"]
             matrix = load_matrix(options.config, changes)
-            published = load_published(Path(matrix.published))
+            published = load_published(None if matrix.published is None else Path(matrix.published))
             check_names(matrix, published)
             out: Path = options.out or Path("runs") / options.config[-1].stem
             where = where_of(options, "benchmark", args, drop=("--retry",))

@@ -21,7 +21,7 @@ from afclip_lightning.inspection.named_model import calibration_path, find_model
 from afclip_lightning.inspection.predictor import DATASET, Predictor, Progress, load
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_runtime.errors import UserError
-from afclip_runtime.inspection.calibration import Calibration, Threshold, origin
+from afclip_runtime.inspection.calibration import ANY_PRODUCT, Calibration, Threshold, is_product, origin
 from afclip_runtime.inspection.drift import keep
 from afclip_runtime.types import Tiling
 
@@ -181,6 +181,7 @@ def adapt(
     parts = _Parts(recipe, normal, seen, backbones, progress, fit_seed)
     model = parts.model(range(len(normal)), progress)
     method, key = model.method, (DATASET, seen.category)
+    product = product_of(out, seen.category)
     assert method.memory is not None  # the method takes few-shot images
     whole = method.memory
     whole.keep(whole.to_tensors(key))  # rounded as in the file
@@ -200,7 +201,7 @@ def adapt(
             _plain(method.hparams),
             method.spec,
             {"class_path": recipe.model["class_path"], "init_args": arguments},
-            card_of(recipe.card, normal, seen.category, parts.drawn),
+            card_of(recipe.card, normal, product, parts.drawn),
             whole.to_tensors(key),
         ),
     )
@@ -213,9 +214,15 @@ def adapt(
         white=None if model.white is None else model.white,
         backbones=backbones,
     )
-    made = origin(seen.category, str(normal[0].parent), len(normal))
+    made = origin(product, str(normal[0].parent), len(normal))
     Calibration(image, pixel, ready.checkpoint, ready.settings, made, keep(scores)).save(calibration_of(out))
     return Adapted(written, image, pixel, scores, unlike_the_rest(scores), ready.is_toy)
+
+
+def product_of(out: Path, category: str) -> str:
+    """Returns the name of the product: the category, or the name of the output folder for a category without a name."""
+    name = out.resolve().name
+    return name if category == ANY_PRODUCT and is_product(name) else category
 
 
 def calibration_of(out: Path) -> Path:
@@ -302,12 +309,12 @@ def _held_out(
     return scores, tail.threshold()
 
 
-def card_of(base: Card, normal: Sequence[Path], category: str, drawn: Drawn | None) -> Card:
+def card_of(base: Card, normal: Sequence[Path], product: str, drawn: Drawn | None) -> Card:
     """Returns the card of an adapted model: the head's card without its results and thresholds (no longer valid)."""
     images = [TrainedOn(dataset=f"normal images in {normal[0].parent.name}", images=len(normal))]
     if drawn is not None:
         images.append(TrainedOn(dataset="pseudo-anomalies drawn onto these", images=int(drawn.marked.sum())))
-    limits = (f"It knows one product ({category}), as these {len(normal)} normal images show it.", *base.limits)
+    limits = (f"It knows one product ({product}), as these {len(normal)} normal images show it.", *base.limits)
     card = msgspec.structs.replace(
         base,
         title=f"{base.title or 'A memory'}, adapted to {len(normal)} normal images",

@@ -81,6 +81,15 @@ class Inspector:
         self.roi: Roi | None = None
         self.remarks: Counter[str] = Counter()
 
+    def __repr__(self) -> str:
+        """Returns one line: the head, the product and the source of the thresholds, with the file of a calibration."""
+        from_calibration = f"of {self.calibrated_by or 'a calibration'} ({self.calibration})"
+        sources = {"calibration": from_calibration, "default": "of the head", "hand": "set by hand", None: "none"}
+        image, pixel = (sources[source] for source in self.thresholds_from)
+        title = f"{self.title!r}, " if self.title else ""
+        said = f"thresholds: {image}" if image == pixel else f"image threshold: {image}, pixel threshold: {pixel}"
+        return f"{type(self).__name__}({title}category={self.category!r}, {said})"
+
     def use(self, calibration: Calibration | None, place: Path | None = None) -> None:
         """Sets the calibration, with the feedback beside its file.
 

@@ -72,6 +72,16 @@ class Inspection:
     pixel_threshold_from: ThresholdFrom | None = None
     inside: np.ndarray | None = None
 
+    def __repr__(self) -> str:
+        """Returns one line without the arrays: `Inspection(score=0.612, …, regions=2, size=640x480)`."""
+        height, width = self.anomaly_map.shape
+        regions = None if self.regions is None else len(self.regions)
+        threshold = "None" if self.threshold is None else f"{self.threshold:.4g} ({self.threshold_from})"
+        return (
+            f"{type(self).__name__}(score={self.score:.4g}, anomalous={self.anomalous}, threshold={threshold}, "
+            f"regions={regions}, size={width}x{height})"
+        )
+
     @property
     def anomalous(self) -> bool | None:
         """Returns whether the image is anomalous; `None` without a threshold."""

@@ -147,7 +147,9 @@ def test_sizes(tmp_path: Path) -> None:
     backbone = ClipBackbone(config, "random", image_size=70)
     assert backbone.encode_image(torch.randn(1, 3, 70, 70), backbone.spec((2,))).tokens[0].shape == (1, 26, 64)
     assert backbone.preprocess.image_size == 70
-    with pytest.raises(ValueError, match="multiple of the patch size 14, got 75; nearest: 70 and 84"):
+    with pytest.raises(
+        ValueError, match=r"of the patch size 14, got 75; nearest: 70 and 84\. It is --model\.backbone\.image_size"
+    ):
         ClipBackbone(config, "random", image_size=75)
 
 
@@ -355,7 +357,9 @@ def test_weights_that_cannot_be_had_name_the_local_way(tmp_path: Path, monkeypat
         raise ConnectionError("no network")
 
     monkeypatch.setattr(open_clip, "download_pretrained", refuse)
-    with pytest.raises(WeightsError, match="give its path as `weights`"):
+    with pytest.raises(
+        WeightsError, match=r"give its path as `weights`, on the command line --model\.backbone\.weights FILE"
+    ):
         ClipBackbone("ViT-B-32", "openai", image_size=224)
     with pytest.raises(WeightsError, match=r"no weights tagged 'opneai'; it has: openai"):
         ClipBackbone("ViT-B-32", "opneai", image_size=224)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from afclip_lightning.benchmark.matrix import Matrix, Method, Transfer
-from afclip_lightning.benchmark.published import Published, comparable, load_published, members
+from afclip_lightning.benchmark.published import Published, check_names, comparable, load_published, members
 from afclip_lightning.benchmark.render import (
     BY_DATASET,
     NONE,
@@ -222,6 +222,16 @@ def test_published_numbers_that_cannot_be_read_are_named(tmp_path: Path) -> None
         load_published(tmp_path / "published")
     with pytest.raises(UserError, match="`published` names the folder"):
         load_published(tmp_path / "nowhere")
+
+
+def test_without_the_default_folder_there_are_no_published_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_published(None) == []
+    check_names(MATRIX, [])  # names of papers cannot be checked then
+    shutil.copytree(FOLDER, "experiments/published")
+    assert load_published(None) == PUBLISHED
 
 
 def test_published_numbers_are_those_of_the_files() -> None:

@@ -17,6 +17,7 @@ from afclip_lightning.cli.inspect import main as inspect
 from afclip_lightning.heads.file import read_head_file
 from afclip_lightning.inspection import adapt as inspection_adapt
 from afclip_lightning.inspection import fit_head
+from afclip_lightning.inspection.adapt import product_of
 from afclip_lightning.inspection.export import export
 from afclip_lightning.inspection.predictor import Predictor
 from afclip_lightning.methods.base import AnomalyMethod
@@ -60,6 +61,20 @@ def test_inspect_takes_the_folder_as_it_is(made: Path, normal: Path, tmp_path: P
     assert inspect([*paths, *options]) == 0
     with (out / "inspections.csv").open(newline="") as file:
         assert [row["verdict"] for row in csv.DictReader(file)] == ["anomalous", "normal"]
+
+
+@pytest.mark.parametrize(
+    ("out", "category", "product"),
+    [("flange", "object", "flange"), ("flange", "bolt", "bolt"), ("a=b", "object", "object")],
+)
+def test_the_product_is_the_category_or_the_folder(out: str, category: str, product: str) -> None:
+    assert product_of(Path(out), category) == product
+
+
+def test_the_calibration_names_the_product(made: Path) -> None:
+    origin = Calibration.read(made / "head.calibration.json").origin
+    assert origin is not None
+    assert origin.product == "model"
 
 
 def test_the_head_beside_the_memory_counts(made: Path) -> None:

@@ -202,7 +202,11 @@ def test_wrong_keys_are_refused_with_the_nearest_name(
 @pytest.mark.slow
 def test_bad_values_are_one_message(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", *arguments(model__backbone__image_size="30")]) == 2
-    assert capsys.readouterr().err.strip().endswith("multiple of the patch size 14, got 30; nearest: 28 and 42")
+    option = (
+        "It is --model.backbone.image_size, 518 by default; with null it is the size that the model was trained at."
+    )
+    said = f"multiple of the patch size 14, got 30; nearest: 28 and 42. {option}"
+    assert capsys.readouterr().err.strip().endswith(said)
     assert main(["fit", *arguments(model__backbone__weights="absent.pt")]) == 2
     assert "absent.pt do not exist" in capsys.readouterr().err
     assert main(["test", *arguments(), "--ckpt_path=absent.ckpt"]) == 2
@@ -237,7 +241,7 @@ def test_weights_that_cannot_be_downloaded_name_the_local_way(
     tag = {"model__backbone__model": "ViT-B-32", "model__backbone__weights": "openai"}
     assert main(["fit", *arguments(model__backbone__image_size="224", **tag)]) == 2
     error = capsys.readouterr().err
-    assert "give its path as `weights`" in error
+    assert "give its path as `weights`, on the command line --model.backbone.weights FILE (" in error
     assert "Weights 'openai' of ViT-B-32: from the cache, else from the network" in error
     assert "socket" not in error
 

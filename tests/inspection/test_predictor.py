@@ -238,6 +238,11 @@ def test_a_calibration_is_used_and_refused(head: Path, tmp_path: Path) -> None:
     Calibration(*thresholds, plain.checkpoint, plain.settings).save(place)
     found = model_of(copy).predict(image)
     assert found.anomalous
+    assert f"thresholds: of {place} (" in repr(model_of(copy))
+    assert "thresholds: none)" in repr(model_of(copy, calibration=None))
+    by_image = f"image threshold: set by hand, pixel threshold: of {place} ("
+    assert by_image in repr(model_of(copy, threshold=score))
+    assert model_of(copy).calibrated_by == place
     assert found.probability == pytest.approx(1 / (1 + np.exp(-1)))
     by_hand = model_of(copy, threshold=score).predict(image)
     assert not by_hand.anomalous
@@ -274,6 +279,16 @@ def test_regions_and_mask() -> None:
     assert higher.regions is not None
     assert len(higher.regions) == 1
     assert found.at(None, 2.0).regions == ()
+
+
+def test_a_result_is_one_line_without_its_arrays() -> None:
+    anomaly_map = np.zeros((20, 30), np.float32)
+    anomaly_map[2:5, 3:9] = 0.6
+    found = Inspection(0.91234, anomaly_map, 0.5, 0.5, threshold_from="calibration")
+    said = "Inspection(score=0.9123, anomalous=True, threshold=0.5 (calibration), regions=1, size=30x20)"
+    assert repr(found) == str(found) == said
+    bare = "Inspection(score=0.9, anomalous=None, threshold=None, regions=None, size=30x20)"
+    assert repr(Inspection(0.9, anomaly_map, image=np.zeros((20, 30, 3), np.uint8))) == bare
 
 
 def test_overlays_leave_cold_parts_unchanged() -> None:
