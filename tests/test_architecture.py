@@ -17,7 +17,7 @@ PACKAGES = (NAME, RUNTIME)
 TESTS = REPOSITORY / "tests"
 FLOORS = [  # the lowest first: a file imports from its own floor and from those below, wherever the statement stands
     {"runtime.errors", "runtime.types", "runtime.thresholds"},
-    {"runtime.files", "runtime.supervision", "runtime.launch"},
+    {"runtime.files", "runtime.supervision", "runtime.progress", "runtime.launch"},
     {"runtime.images", "runtime.views"},
     {"runtime.engines"},
     {"runtime.inspection"},

@@ -135,7 +135,8 @@ def inspect_by_shards(
     todo = plan.todo(out)
     gpu = any(model.engine.name == "torch" for model in models.values()) and getattr(options, "device", "cpu") != "cpu"
     job = Job(out, partial(_load_in_worker, load, options), tuple(saves), options.num_workers, gpu=gpu)
-    with _Progress(plan, todo, len(models)) as progress:
+    elsewhere = where.launcher == "slurm"  # its tasks do not report to this process
+    with _Progress(plan, todo, len(models), elsewhere) as progress:
         ended = judge_shards(job, todo, where, models, progress.add_shard, progress.add_image)
     if options.planned:
         return ended.code
@@ -165,18 +166,17 @@ def _threads(options: argparse.Namespace, jobs: int) -> int | None:
 def _plan(
     options: argparse.Namespace, patterns: Sequence[str], models: "Mapping[str, Inspector]", saves: Sequence[str]
 ) -> "Plan":
-    from tqdm import tqdm
-
     from afclip_runtime.bulk.plan import FOLDER, make_plan
     from afclip_runtime.bulk.sources import Listing
     from afclip_runtime.files import wait_for_lock
     from afclip_runtime.inspection.folder import check_settings, settings_of
+    from afclip_runtime.progress import progress_of
 
     shard_images = options.shard_images or 1000
     listing = Listing(patterns, options.out, options.ignore, options.image_column, shard_images)
     with wait_for_lock(options.out / FOLDER / ".lock"):
         digest = check_settings(options.out, {**settings_of(models, saves), "output": "parts"})
-        found = tqdm(listing, unit=" files", desc="listed", disable=None)
+        found = progress_of(listing, unit="files", desc="listed")
         return make_plan(options.out, found, digest, shard_images)
 
 
@@ -187,17 +187,18 @@ class _Progress:
         plan: The plan.
         todo: Numbers of the shards to inspect.
         methods: Number of methods per image.
+        silent: Whether to show nothing.
     """
 
-    def __init__(self, plan: "Plan", todo: Sequence[int], methods: int) -> None:
-        from tqdm import tqdm
+    def __init__(self, plan: "Plan", todo: Sequence[int], methods: int, silent: bool) -> None:
+        from afclip_runtime.progress import progress_of
 
         counts = [plan.shards[number].images for number in todo]
         self.total = None if None in counts else sum(filter(None, counts)) * methods
         self.todo = len(todo)
         self.by_image = False  # whether this process counts single images
         self.shards = self.rows = self.failed = 0
-        self.bar: Any = tqdm(total=self.total, unit=" images", disable=None, smoothing=0)
+        self.bar: Any = progress_of(total=self.total, silent=silent)
 
     def add_image(self) -> None:
         """Counts an image of this process."""

@@ -244,7 +244,7 @@ def thresholds_of(model: "Inspector") -> str:
 
 
 def progress(items: Iterable[Any], total: int) -> Iterable[Any]:
-    """Returns an iterable over images that shows a progress bar on a terminal."""
-    from tqdm import tqdm
+    """Returns an iterable over images that shows progress, see `progress_of`."""
+    from afclip_runtime.progress import progress_of
 
-    return tqdm(items, total=total, unit=" images", disable=None)
+    return progress_of(items, total=total)

@@ -163,7 +163,7 @@ def inspect(
         WriteError: A file cannot be written.
         UserError: A model needs few-shot images first.
     """
-    from tqdm import tqdm
+    from afclip_runtime.progress import progress_of
 
     several = len(models) > 1
     drifts: dict[str, Drift] = {}
@@ -177,7 +177,7 @@ def inspect(
             new += len(todo)
             drifts[method] = drift = drift_of(model, column, table)
             judged = judge(model, column, todo, table, place, saves, num_workers, drift, keeps)
-            with tqdm(total=len(todo), unit=" images", desc=method, disable=None) as bar:
+            with progress_of(total=len(todo), desc=method) as bar:
                 for item, row, outcome in judged:
                     table.add(row)
                     if isinstance(outcome, UserError) and not item.left_out:

@@ -1,6 +1,7 @@
 """`inspect` by shards from the command line: options, exit codes, workers that share one output."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -204,6 +205,17 @@ def test_a_stopped_job_counts_its_own_shards(
     assert "in 1 shard, 1 of them in this run" in capsys.readouterr().out
     assert main(["in", *LOCAL]) == 0
     assert "in 3 shards, 2 of them in this run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("shards", [(), LOCAL, pytest.param((*LOCAL, "--jobs", "2"), marks=pytest.mark.slow)])
+def test_without_a_terminal_progress_is_lines(
+    shards: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("afclip_runtime.progress.EVERY", 0.05)
+    assert main(["in", *shards, "--slow"]) == 0
+    said = capsys.readouterr().err
+    assert re.search(r"^(Blue: +)?\d+% \d+/10 \[\d\d:\d\d<\S+, .*images/s\]$", said, re.MULTILINE)
+    assert "\r" not in said
 
 
 def test_shards_that_another_job_has(capsys: pytest.CaptureFixture[str]) -> None:
