@@ -37,8 +37,8 @@ CLIP_WORDS = "ViT-B-32"  # the model whose tokenizer a random text tower uses, s
 TEXT_BATCH = 256  # prompts per pass of the text tower
 DEFAULT_SIZE = 518  # pixels, of AF-CLIP
 SIZE_NOTE = (
-    f"It is --model.backbone.image_size, {DEFAULT_SIZE} by default; with null it is the size that the model was trained "
-    "at."
+    f"It is --model.backbone.image_size, {DEFAULT_SIZE} by default; "
+    "with null it is the size that the model was trained at."
 )
 MAX_IMAGE_SIZE = 8192  # pixels: a positional embedding of over 1 GB for ViT-L
 
@@ -369,7 +369,8 @@ def _checked_size(image_size: ImageSize, patch: int) -> ImageSize:
         square = isinstance(image_size, int)
         got, low, high = (each[0] if square else [*each] for each in (sides, below, above))
         raise ValueError(
-            f"image_size must be a multiple of the patch size {patch}, got {got}; nearest: {low} and {high}. {SIZE_NOTE}"
+            f"image_size must be a multiple of the patch size {patch}, got {got}; nearest: {low} and {high}. "
+            f"{SIZE_NOTE}"
         )
     return sides[0] if sides[0] == sides[1] else sides
 
