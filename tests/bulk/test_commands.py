@@ -264,6 +264,9 @@ def test_a_job_that_is_stopped_goes_on_where_it_was(number: signal.Signals) -> N
     job.send_signal(number)
     _, said = job.communicate(timeout=120)  # until its workers, which share its output, have ended
     assert job.returncode == {signal.SIGINT: 130, signal.SIGTERM: 75, signal.SIGKILL: -9}[number], said
+    stopping = "Stopping between two images, at the latest in 60 s."
+    assert (stopping in said) == (number != signal.SIGKILL)
+    assert (f"{stopping} Ctrl-C again stops at once.\n" in said) == (number == signal.SIGINT)
     parts = {path: path.stat().st_mtime_ns for path in Path("out/parts").rglob("*.parquet")}
     assert 3 <= len(parts) < 50
     assert start("--jobs", "2").wait(300) == 0
