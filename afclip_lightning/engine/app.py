@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import yaml
@@ -64,6 +64,8 @@ class AnomalyCLI(LightningCLI):
     `fit` trains and then tests, so that one command gives a results table. The data is checked before a model is
     built. A run writes all its files into one folder.
     """
+
+    checks_space: ClassVar[bool] = True  # whether the space for kept features is checked at the start
 
     def __init__(self, args: list[str] | None = None) -> None:
         import_submodules(afclip_lightning.methods)
@@ -148,7 +150,7 @@ class AnomalyCLI(LightningCLI):
         if (cache := self._feature_folder(config.features)) is not None:
             keep_features(heads, replace(config.features, cache=cache), config.loading, str(self.trainer.precision))
         tested = SharedPass(heads) if len(heads) > 1 else method
-        if tested.store is not None and self.trainer.is_global_zero:
+        if tested.store is not None and self.trainer.is_global_zero and self.checks_space:
             training = trained_on(method, data) if command == "fit" else []
             check_space(tested.store, method.backbone.vision.width, data, training, config.features.limit_gb)
         self.run = Run(command, config, self.folder, heads, tested, data, self.trainer)

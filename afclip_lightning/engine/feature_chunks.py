@@ -50,6 +50,12 @@ class RunOnlyCLI(FeatureBuildCLI):
         self.run.trainer.callbacks.clear()  # type: ignore[attr-defined]  # the bar is that of all chunks
 
 
+class WorkerCLI(RunOnlyCLI):
+    """`RunOnlyCLI` in a worker. The command has checked the space, of which other workers have used a part since."""
+
+    checks_space = False
+
+
 class Images(Protocol):
     """Images, in chunks, whose features are computed.
 
@@ -304,7 +310,7 @@ def build_chunks(load: Callable[[bool], Images], where: Where, task: bool) -> No
 
 def images_of_run(args: Sequence[str], begun: bool) -> RunImages:
     """Returns the images that `fit` reads with these options, whether or not the build has begun."""
-    return RunImages(RunOnlyCLI(args).run)
+    return RunImages((WorkerCLI if begun else RunOnlyCLI)(args).run)
 
 
 def _work_here(job: FeatureChunks, report: Report) -> Ended:
