@@ -215,7 +215,8 @@ def adapt(
         backbones=backbones,
     )
     made = origin(product, str(normal[0].parent), len(normal))
-    Calibration(image, pixel, ready.checkpoint, ready.settings, made, keep(scores)).save(calibration_of(out))
+    kept = keep(scores, held_out=True)
+    Calibration(image, pixel, ready.checkpoint, ready.settings, made, kept).save(calibration_of(out))
     return Adapted(written, image, pixel, scores, unlike_the_rest(scores), ready.is_toy)
 
 

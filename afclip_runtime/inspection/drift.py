@@ -3,7 +3,6 @@
 import math
 from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Literal
@@ -29,6 +28,7 @@ BURST = 20  # number of anomalous images allowed in addition
 MISSED = 0.1  # share of the images in the normal range that may be anomalous, or otherwise unusual
 MISSED_BURST = 5  # number of such images allowed in addition
 RECOVERED = 10  # number of blocks that must be normal again to end a drift
+HELD_OUT_WORTH = 0.5  # independent scores that one held-out score is worth; see `Drift`
 DOUBT = 0.05  # level of the tests for this; a higher level demands a better fit
 
 
@@ -42,12 +42,14 @@ class NormalScores:
             `median` and `upper` instead.
         median: The (n + 1) // 2-th smallest score.
         upper: The ceil(0.8 n)-th smallest score.
+        held_out: Whether each score is that of a memory without the image, and the model's memory holds all images.
     """
 
     n: Annotated[int, msgspec.Meta(ge=FEWEST)]
     scores: tuple[float, ...] = ()
     median: float | None = None
     upper: float | None = None
+    held_out: bool = False
 
     def __post_init__(self) -> None:
         if self.scores and len(self.scores) != self.n:
@@ -68,14 +70,19 @@ class NormalScores:
         return ranks, [float(np.float32(self.scores[rank - 1])) for rank in ranks]
 
 
-def keep(scores: np.ndarray) -> NormalScores | None:
-    """Returns the scores to keep in a calibration, from normal scores `[n]`; `None` if there are too few to compare."""
+def keep(scores: np.ndarray, held_out: bool = False) -> NormalScores | None:
+    """Returns the scores to keep in a calibration; `None` if there are too few to compare.
+
+    Args:
+        scores: Scores of normal images, `[n]`.
+        held_out: See `NormalScores`.
+    """
     if len(scores) < FEWEST:
         return None
     if len(scores) > MOST_KEPT:
         scores = np.random.default_rng(0).choice(scores, MOST_KEPT, replace=False)
     kept = tuple(float(f"{score:.9g}") for score in np.sort(scores))  # 9 digits distinguish all float32 values
-    return NormalScores(len(kept), kept)
+    return NormalScores(len(kept), kept, held_out=held_out)
 
 
 @dataclass(frozen=True)
@@ -116,6 +123,11 @@ class Drift:
     false alarm. This holds if normal images are drawn independently, as those of the calibration, and no more images
     are anomalous than allowed.
 
+    Held-out scores are tested for higher scores only. The memory that scores new images holds more images than the
+    memories of the held-out scores did, so new images score lower without any change. Moreover, held-out scores are not
+    independent, because each image is also in the memories of the others. The tests count each of them as
+    `HELD_OUT_WORTH` independent scores. This is an approximation, whose rate of false alarms is from simulations.
+
     After an alarm, the drift ends when the last 100 images are normal again (`DOUBT`).
 
     Args:
@@ -134,8 +146,9 @@ class Drift:
         self.images = 0
         self.alarm: Alarm | None = None
         self.alarms = 0
+        self.held_out = normal is not None and normal.held_out
         self.ranks, self.values = normal.cuts() if normal else ([], [])
-        self.tests = 2 * len(self.ranks) - 1  # per window
+        self.tests = len(self.ranks) if self.held_out else 2 * len(self.ranks) - 1  # per window
         self.counts = np.zeros((2, len(self.ranks) + 1), np.int64)  # images so far, by part of the range
         self.looks: deque[np.ndarray] = deque([self.counts.copy()], max(WINDOWS) + 1)
 
@@ -158,7 +171,7 @@ class Drift:
         For a whole run no burst is allowed in addition: at most half of its images may be anomalous, in any order.
         """
         if self.n and self.alarm is None:
-            self._sound(_compare(self.ranks, self.n, self.counts, FALSE_ALARMS / 2 / self.tests), self.images)
+            self._sound(self._compare(self.counts, FALSE_ALARMS / 2 / self.tests), self.images)
         return self.alarm
 
     def _look(self) -> None:
@@ -169,15 +182,51 @@ class Drift:
         for blocks in WINDOWS:
             if blocks < len(self.looks) and self.alarm is None:
                 window = self.counts - self.looks[-blocks - 1]
-                found = _compare(self.ranks, self.n, window, level, BURST, MISSED_BURST)
+                found = self._compare(window, level, BURST, MISSED_BURST)
                 self._sound(found, blocks * BLOCK)
 
     def _look_again(self) -> None:
         if len(self.looks) > RECOVERED:
             window = self.counts - self.looks[-RECOVERED - 1]
-            if _compare(self.ranks, self.n, window, DOUBT / self.tests) is None:
+            if self._compare(window, DOUBT / self.tests) is None:
                 self.alarm = None
                 self.looks = deque([self.counts.copy()], self.looks.maxlen)  # images of the drift are not tested again
+
+    def _compare(self, window: np.ndarray, level: float, burst: int = 0, missed: int = 0) -> tuple[Side, str] | None:
+        """Returns the side on which a window differs from the normal images, and the counts in words; else `None`.
+
+        Args:
+            window: Number of images per part of the range, with the part above it last, `[2, parts + 1]`. A score equal
+                to a cut counts in the part below it in the first row, and in the part above it in the second row.
+            level: Level of each test.
+            burst: Number of images that may be anomalous in addition to the share `ANOMALOUS`.
+            missed: Number of images in the range that may be anomalous in addition to the share `MISSED`.
+        """
+        *cuts, top = self.ranks
+        worth = HELD_OUT_WORTH if self.held_out else 1.0
+        upto, below = (np.cumsum(row).tolist() for row in window)  # number of scores up to each cut, and below it
+        images, usual = upto[-1], upto[-2]
+        few = _few(images - math.ceil(ANOMALOUS * images) - burst, worth * top, worth * (self.n + 1 - top), level)
+        if usual <= few:
+            return "higher", f"only {usual} lie in the normal range"
+        for part, rank in enumerate(cuts):
+            inside = below[-2]  # equal scores count in favour of the calibration, on either side
+            trials, low = inside - math.ceil(MISSED * inside) - missed, min(upto[part], inside)
+            if low <= _few(trials, worth * rank, worth * (top - rank), level):
+                return "higher", (
+                    f"{inside} lie in the normal range, and only {low} of these in its lower part, which contains "
+                    f"{rank / top:.0%} of the normal images of the range"
+                )
+            if self.held_out:
+                continue
+            inside, low = usual, below[part]
+            trials = inside - math.ceil(MISSED * inside) - missed
+            if inside - low <= _few(trials, top - rank, rank, level):
+                return "lower", (
+                    f"{inside} lie in the normal range, and {low} of these in its lower part, which contains only "
+                    f"{rank / top:.0%} of the normal images of the range"
+                )
+        return None
 
     def _sound(self, found: tuple[Side, str] | None, window: int) -> None:
         if found:
@@ -202,45 +251,8 @@ def _level(look: int) -> float:
     return FALSE_ALARMS / 2 / (epoch * (epoch + 1)) / 2 ** (epoch - 1)
 
 
-def _compare(
-    ranks: Sequence[int], n: int, window: np.ndarray, level: float, burst: int = 0, missed: int = 0
-) -> tuple[Side, str] | None:
-    """Returns the side on which a window differs from the normal images, and the counts in words; else `None`.
-
-    Args:
-        ranks: Ranks of the normal scores that divide the normal range. The last is its upper end.
-        n: Number of normal scores.
-        window: Number of images per part of the range, with the part above it last, `[2, parts + 1]`. A score equal to
-            a cut counts in the part below it in the first row, and in the part above it in the second row.
-        level: Level of each test.
-        burst: Number of images that may be anomalous in addition to the share `ANOMALOUS`.
-        missed: Number of images in the range that may be anomalous in addition to the share `MISSED`.
-    """
-    *cuts, top = ranks
-    upto, below = (np.cumsum(row).tolist() for row in window)  # number of scores up to each cut, and below it
-    images, usual = upto[-1], upto[-2]
-    if usual <= _few(images - math.ceil(ANOMALOUS * images) - burst, top, n + 1 - top, level):
-        return "higher", f"only {usual} lie in the normal range"
-    for part, rank in enumerate(cuts):
-        inside = below[-2]  # equal scores count in favour of the calibration, on either side
-        trials, low = inside - math.ceil(MISSED * inside) - missed, min(upto[part], inside)
-        if low <= _few(trials, rank, top - rank, level):
-            return "higher", (
-                f"{inside} lie in the normal range, and only {low} of these in its lower part, which contains "
-                f"{rank / top:.0%} of the normal images of the range"
-            )
-        inside, low = usual, below[part]
-        trials = inside - math.ceil(MISSED * inside) - missed
-        if inside - low <= _few(trials, top - rank, rank, level):
-            return "lower", (
-                f"{inside} lie in the normal range, and {low} of these in its lower part, which contains only "
-                f"{rank / top:.0%} of the normal images of the range"
-            )
-    return None
-
-
 @lru_cache(2**16)
-def _few(trials: int, a: int, b: int, level: float) -> int:
+def _few(trials: int, a: float, b: float, level: float) -> int:
     """Returns the largest number of successes that is too few at a level, for beta-binomial counts; -1 if none."""
     if trials < 1:
         return -1

@@ -3,6 +3,7 @@
 import csv
 import shutil
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from afclip_lightning.inspection.export import export
 from afclip_lightning.inspection.predictor import Predictor
 from afclip_lightning.methods.base import AnomalyMethod
 from afclip_runtime.inspection.calibration import Calibration
+from afclip_runtime.inspection.drift import Drift
 from tests.support.small_head import BACKBONE, MODEL_OPTIONS, picture, write_head, write_pictures
 
 NEIGHBOURS = ["--checkpoint", "NearestNeighbours", *MODEL_OPTIONS, "--model.layers=[2,4]"]
@@ -117,6 +119,56 @@ def test_held_out_images_score_as_in_a_memory_without_them(normal: Path, tmp_pat
     made = Calibration.read(tmp_path / "model" / "head.calibration.json")
     deviation = np.std(scores, ddof=1) * 3.746947 * np.sqrt(1 + 1 / 5)  # t of 4 degrees of freedom, 0.99
     assert made.image.value == pytest.approx(np.mean(scores) + deviation, rel=0.02)
+
+
+PATTERNS = (0, 0, 1, 0, 1, 2, 0, 1, 3, 1, 4, 5)  # of 12 normal images; four patterns occur once
+
+
+def write_parts(folder: Path, count: int, rng: np.random.Generator, light: float = 1.0, mesh: bool = False) -> Path:
+    """Writes images of a product with six patterns, in the proportions of `PATTERNS`, or of a mesh; with noise."""
+    folder.mkdir()
+    for number in range(count):
+        clean = picture(60, 80, PATTERNS[number % len(PATTERNS)])
+        if mesh:
+            clean = np.full_like(clean, 230)
+            clean[::6] = clean[:, ::6] = 20
+        noisy = light * (clean + rng.normal(0, 6, clean.shape))
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{number:03d}.png")
+    return folder
+
+
+@pytest.mark.slow
+def test_images_like_the_normal_ones_are_no_drift_and_others_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The pattern of an image that occurs once is in no memory without it; the memory of all images has all patterns.
+
+    So four of 12 held-out scores are above those of all new images, without any change.
+    """
+    rng, model = np.random.default_rng(0), tmp_path / "model"
+    assert adapt(write_parts(tmp_path / "normal", 12, rng), model, *NEIGHBOURS) == 0
+    parts = {
+        "same": write_parts(tmp_path / "same", 120, rng),
+        "dark": write_parts(tmp_path / "dark", 36, rng, light=0.4),
+        "mesh": write_parts(tmp_path / "mesh", 36, rng, mesh=True),
+    }
+    codes = {}
+    for name, folder in parts.items():
+        options = ["--checkpoint", str(model), "--out", str(tmp_path / f"{name}_out"), "--num_workers", "0"]
+        capsys.readouterr()
+        codes[name] = inspect([str(folder), *options])
+        assert ("scores are higher" in capsys.readouterr().err) == (name != "same")
+    assert codes == {"same": 0, "dark": 3, "mesh": 3}
+    kept = Calibration.read(model / "head.calibration.json").good
+    assert kept is not None
+    with (tmp_path / "same_out/inspections.csv").open(newline="") as file:
+        scores = [float(row["score"]) for row in csv.DictReader(file)]
+    independent = Drift(replace(kept, held_out=False))
+    for score in scores:
+        independent.add(score)
+    found = independent.finish()
+    assert found is not None  # as if the held-out scores were those of other images
+    assert found.side == "lower"
 
 
 def test_an_adapted_model_is_adapted_again(made: Path, tmp_path: Path) -> None:

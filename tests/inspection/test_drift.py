@@ -5,8 +5,10 @@ from importlib.resources import files
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.stats import binom
 
 from afclip_lightning import load
+from afclip_lightning.inspection.adapt import FOLDS
 from afclip_runtime.inspection.drift import FALSE_ALARMS, FEWEST, MOST_KEPT, Drift, NormalScores, _level, keep
 from tests.support import REPOSITORY
 
@@ -52,6 +54,58 @@ def test_ten_thousand_stable_images_raise_no_more_alarms_than_promised(good: int
             scores[good + start : good + start + 20] += 50
         alarms += found_after(keep(scores[:good]), scores[good:]) is not None
     assert alarms <= 4  # of 100 at 1 %: more have a chance of 0.4 %
+
+
+def nearest(images: int, dimensions: int, stream: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns held-out scores of a memory's images, as `adapt` makes them, and scores of new images by the memory.
+
+    An image is a point, and its score is the distance to the nearest point in the memory.
+    """
+    rng = np.random.default_rng([images, dimensions, stream, seed])
+    normal, new = rng.normal(size=(images, dimensions)), rng.normal(size=(stream, dimensions))
+    apart = np.linalg.norm(normal[:, None] - normal, axis=-1)
+    fold = np.arange(images) % FOLDS
+    apart[fold[:, None] == fold] = np.inf
+    return apart.min(axis=1), np.linalg.norm(new[:, None] - normal, axis=-1).min(axis=1)
+
+
+@pytest.mark.parametrize(
+    ("images", "dimensions", "stream", "streams"),
+    [
+        (8, 1, 14, 400),
+        (12, 2, 150, 400),
+        (20, 1, 150, 400),
+        (50, 8, 150, 400),
+        pytest.param(8, 1, 1000, 1000, marks=pytest.mark.slow),
+    ],
+)
+def test_false_alarms_on_held_out_scores_keep_to_their_rate(
+    images: int, dimensions: int, stream: int, streams: int
+) -> None:
+    alarms = 0
+    for seed in range(streams):
+        held_out, new = nearest(images, dimensions, stream, seed)
+        alarms += whole_run(keep(held_out, held_out=True), new).alarms
+    assert alarms <= binom.ppf(0.99, streams, FALSE_ALARMS)
+
+
+@pytest.mark.parametrize(("images", "most"), [(8, 320), (12, 240), (50, 100)])
+def test_higher_scores_than_held_out_ones_are_found(images: int, most: int) -> None:
+    """The same images, as far from the memory as another product; alone and after images without a change."""
+    held_out, new = nearest(images, 2, 1000, 0)
+    kept = keep(held_out, held_out=True)
+    short = whole_run(kept, new[:30] + 10).alarm
+    assert short is not None
+    assert short.side == "higher"
+    at = found_after(kept, np.concatenate([new[:500], new[500:] + 10]))
+    assert at is not None
+    assert 500 < at <= 500 + most
+
+
+def test_lower_scores_than_held_out_ones_are_none() -> None:
+    held_out, new = nearest(200, 2, 2000, 0)
+    assert whole_run(keep(held_out), new * 0.5).alarms
+    assert not whole_run(keep(held_out, held_out=True), new * 0.5).alarms
 
 
 def test_levels_of_all_looks_add_up_to_the_promise() -> None:
