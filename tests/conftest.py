@@ -1,6 +1,7 @@
 """Fixtures: tiny networks of open_clip's own classes, with seeded or recipe weights."""
 
 import atexit
+import logging
 import os
 import shutil
 import signal
@@ -38,6 +39,18 @@ def own_environment() -> Iterator[None]:
     for name in os.environ.keys() - before.keys():
         del os.environ[name]
     os.environ.update({name: value for name, value in before.items() if os.environ.get(name) != value})
+
+
+@pytest.fixture(autouse=True)
+def own_log_levels() -> Iterator[None]:
+    """Undoes what a job does for its worker process: it silences what the launcher's process has said."""
+    loggers = [
+        logging.getLogger(name) for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed")
+    ]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture(autouse=True)

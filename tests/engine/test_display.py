@@ -89,7 +89,8 @@ def test_operations_that_were_not_counted_are_left_out(
     flops: int, shown: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     columns = [("  ", ["0"]), ("Name", ["head"]), ("Params", ["1.2 M"]), ("FLOPs", [str(flops)])]
-    caplog.set_level("INFO")
+    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):  # which a worker of a test silences
+        caplog.set_level("INFO", logger=name)
     logging.getLogger("lightning.pytorch").addHandler(caplog.handler)
     try:
         ParameterSummary.summarize(columns, 3_000_000, 1_200_000, 12.0, {"train": 1, "eval": 0}, flops)
