@@ -179,7 +179,7 @@ def test_a_replaced_image_is_judged_again(folder: Path, capsys: pytest.CaptureFi
     assert len(list(Path("out/npy").rglob("*.npy"))) == 3
     assert {**now, "in/000.png": 0} == {**before, "in/000.png": 0}
     latest.unlink()
-    assert inspect("in/000.png", "--save", "npy") == 1  # gone, so its verdict goes too
+    assert inspect("in/000.png", "in/001.png", "--save", "npy") == 1  # the first is gone, so its verdict goes too
     assert {row["path"]: row["error"] != "" for row in rows()}["in/000.png"]
 
 
