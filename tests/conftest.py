@@ -21,6 +21,7 @@ import torch
 pytest.register_assert_rewrite("tests.support")
 
 from afclip_lightning.backbones.clip import ClipBackbone
+from afclip_lightning.engine.quiet import SAID_BEFORE
 from tests.support.recipe import write_clip
 
 pytest_plugins = ["tests.support.browser", "tests.support.commands", "tests.support.slurm", "tests.support.spread"]
@@ -44,9 +45,7 @@ def own_environment() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def own_log_levels() -> Iterator[None]:
     """Undoes what a job does for its worker process: it silences what the launcher's process has said."""
-    loggers = [
-        logging.getLogger(name) for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed")
-    ]
+    loggers = [logging.getLogger(name) for name in SAID_BEFORE]
     levels = [logger.level for logger in loggers]
     yield
     for logger, level in zip(loggers, levels, strict=True):

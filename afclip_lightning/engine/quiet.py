@@ -10,6 +10,7 @@ WARNINGS = (
     ".*`srun` command is available.*",  # work gets to SLURM by --launcher
 )
 LOG = "lightning.pytorch.utilities.rank_zero"  # of all that Lightning's trainer says
+SAID_BEFORE = (LOG, "lightning.fabric.utilities.seed")  # logs of what the launcher's process has said
 LINES = ("💡 Tip:", "TPU available: False", "GPU available: False", "Trainer already configured with model summary")
 
 
@@ -23,7 +24,7 @@ def quiet_libraries() -> None:
 def quiet_worker() -> None:
     """Silences also what the launcher's process has said: backbone, devices and seed. Warnings come through."""
     quiet_libraries()
-    for name in (LOG, "lightning.fabric.utilities.seed"):
+    for name in SAID_BEFORE:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

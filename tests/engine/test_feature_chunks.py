@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from afclip_lightning.backbones.store_layout import feature_files
 from afclip_lightning.engine.feature_chunks import FeatureChunks
 from afclip_runtime.errors import DatasetError, UserError
 from afclip_runtime.launch.worker import run_claimed
 from tests.support.clips import small_config
 from tests.support.commands import subprocess_of
+from tests.support.processes import contents
 from tests.support.slurm import needs_nodes
 from tests.support.table_runs import options, write_set
 
@@ -115,10 +115,6 @@ def finish(process: subprocess.Popen[str], code: int = 0) -> str:
     said, _ = process.communicate(timeout=300)
     assert process.returncode == code, said
     return said
-
-
-def contents(store: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(store)): path.read_bytes() for path in feature_files(store)}
 
 
 @pytest.fixture(scope="module")

@@ -20,9 +20,11 @@ from afclip_runtime.files import shared, take_lock
 from afclip_runtime.launch import Where
 from afclip_runtime.launch.signals import STOPPED
 from tests.support.clips import small_config
+from tests.support.commands import link_all
 from tests.support.deadly import deadly_images
 from tests.support.disks import half_written, small_disk
 from tests.support.late_files import come_late
+from tests.support.processes import contents
 from tests.support.table_runs import options, write_set
 
 PARTS = ("one", "two", "three")  # a part is a chunk
@@ -41,10 +43,6 @@ def build(store: str | Path, *extra: str) -> int:
     return features.main([*command, *extra])
 
 
-def contents(store: str | Path) -> dict[str, bytes]:
-    return {str(path.relative_to(store)): path.read_bytes() for path in feature_files(Path(store))}
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with images and the features of an undisturbed build in `whole`."""
@@ -60,8 +58,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for path in made.iterdir():
-        (tmp_path / path.name).symlink_to(path)
+    link_all(made, tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

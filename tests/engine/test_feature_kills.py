@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from afclip_lightning.backbones import store_files
-from afclip_lightning.backbones.store_layout import feature_files
 from tests.support.clips import small_config
 from tests.support.commands import subprocess_of
 from tests.support.feature_kills import PHASES, KilledBuild, lock_holders, write_slow_set
+from tests.support.processes import contents
 from tests.support.table_runs import options, write_set
 
 pytestmark = pytest.mark.slow
@@ -25,10 +25,6 @@ TRAINED = 4
 def start(folder: Path, store: str, *extra: str) -> "subprocess.Popen[str]":
     command = ["features", "build", *options("AFCLIP", tests=PARTS), f"--features.cache={store}", *extra]
     return subprocess_of(command, cwd=folder)
-
-
-def contents(store: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(store)): path.read_bytes() for path in feature_files(store)}
 
 
 @pytest.fixture(scope="module")

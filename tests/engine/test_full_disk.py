@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.commands import table
+from tests.support.commands import link_all, table
 from tests.support.disks import half_written, small_disk
 from tests.support.small_run import run, write_small_run
 from tests.support.stops import assert_same_end
@@ -28,8 +28,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for path in made.iterdir():
-        (tmp_path / path.name).symlink_to(path)
+    link_all(made, tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -30,6 +30,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def link_all(source: Path, target: Path) -> None:
+    """Links all that a folder holds into another one, in which a test then writes."""
+    for path in source.iterdir():
+        (target / path.name).symlink_to(path)
+
+
 def arguments(config: str = "afclip_mvtec", **extra: str) -> list[str]:
     """Returns the arguments that run a shipped config on the miniature trees with a small random backbone."""
     options = {

@@ -7,6 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from afclip_lightning.backbones.store_layout import feature_files
+
 
 def rows(path: Path) -> list[dict[str, str]]:
     with path.open() as file:
@@ -42,6 +44,11 @@ def assert_same_features(found: Path, expected: Path, limit: float = 1e-5) -> No
     assert stores[0].keys() == stores[1].keys()
     for path, tensors in stores[0].items():
         torch.testing.assert_close(stores[1][path], tensors, rtol=1e-5, atol=limit)
+
+
+def contents(store: str | Path) -> dict[str, bytes]:
+    """Returns the files of features in a store, by their paths in it."""
+    return {str(path.relative_to(store)): path.read_bytes() for path in feature_files(Path(store))}
 
 
 def files_of(folder: Path) -> list[str]:
