@@ -17,6 +17,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 import torch
+import wandb.env
 
 pytest.register_assert_rewrite("tests.support")
 
@@ -33,13 +34,14 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 def own_environment() -> Iterator[None]:
     """Undoes what a test, or a library that it calls, changes in the environment.
 
-    Processes that later tests start would have it: `ray.init` leaves `RAY_AUTH_MODE=token`.
+    Processes that later tests start would have it: `ray.init` leaves `RAY_AUTH_MODE=token`. W&B's address of its service is
+    left as it is: W&B removes it when it ends the service, and an older one leads nowhere.
     """
-    before = dict(os.environ)
+    before = {name: value for name, value in os.environ.items() if name != wandb.env.SERVICE}
     yield
-    for name in os.environ.keys() - before.keys():
+    for name in os.environ.keys() - before.keys() - {wandb.env.SERVICE}:
         del os.environ[name]
-    os.environ.update({name: value for name, value in before.items() if os.environ.get(name) != value})
+    os.environ.update(before)
 
 
 @pytest.fixture(autouse=True)
