@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -89,7 +90,9 @@ def run_command(command: Sequence[str], folder: str, variables: dict[str, str], 
             stderr=subprocess.STDOUT,
         )
         try:
-            return process.wait()
+            while process.poll() is None:  # Ray's interrupt reaches Python code only, not a call that waits
+                time.sleep(LOOK)
+            return process.returncode
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)

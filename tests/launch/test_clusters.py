@@ -102,7 +102,7 @@ if __name__ == "__main__":
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    assert "Stopping the tasks" in process.communicate(timeout=100)[1]
+    assert "Stopping the tasks" in process.communicate(timeout=40)[1]
     assert process.returncode == 130
     assert SmallJob(folder, ["stops:100-1"]).left() == 1
     pid = int((folder / "ran").read_text().split()[1])
