@@ -34,8 +34,8 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 def own_environment() -> Iterator[None]:
     """Undoes what a test, or a library that it calls, changes in the environment.
 
-    Processes that later tests start would have it: `ray.init` leaves `RAY_AUTH_MODE=token`. W&B's address of its service is
-    left as it is: W&B removes it when it ends the service, and an older one leads nowhere.
+    Processes that later tests start would have it: `ray.init` leaves `RAY_AUTH_MODE=token`. W&B's address of its
+    service is left as it is: W&B removes it when it ends the service, and an older one leads nowhere.
     """
     before = {name: value for name, value in os.environ.items() if name != wandb.env.SERVICE}
     yield
