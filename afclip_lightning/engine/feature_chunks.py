@@ -22,15 +22,14 @@ from afclip_lightning.types import Sample
 from afclip_runtime.bulk.parts import numbered
 from afclip_runtime.errors import DatasetError, UserError, counted, message_of
 from afclip_runtime.files import read_json, refresh, take_lock, write_json
-from afclip_runtime.launch import Ended, NumberedJob, Outcome, Unit, Where, launch, signals
+from afclip_runtime.launch import NumberedJob, Outcome, Unit, Where, launch
+from afclip_runtime.launch.here import run_here
 from afclip_runtime.launch.signals import StoppedError
-from afclip_runtime.launch.worker import run_claimed
 
 CHUNK = 500  # images
 BUILDS, COMPLETE = ".build", "complete"
 ONE_DEVICE = ("--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto")
 REMEDY = "Remove it and start again."
-Report = Callable[[str, Outcome], None]
 
 
 class RunOnlyCLI(FeatureBuildCLI):
@@ -288,7 +287,7 @@ def build_chunks(load: Callable[[bool], Images], where: Where, task: bool) -> No
                 bar.update(job.sizes[int(name)])
 
         bar.update(sum(size for number, size in enumerate(job.sizes) if job.is_done(number)))
-        ended = _work_here(job, report) if alone else launch(job, where, job.folder, report)
+        ended = run_here(job, report) if alone else launch(job, where, job.folder, report)
     if not alone:
         job.look_again()
     if ended.signal == signal.SIGINT:
@@ -311,16 +310,3 @@ def build_chunks(load: Callable[[bool], Images], where: Where, task: bool) -> No
 def images_of_run(args: Sequence[str], begun: bool) -> RunImages:
     """Returns the images that `fit` reads with these options, whether or not the build has begun."""
     return RunImages((WorkerCLI if begun else RunOnlyCLI)(args).run)
-
-
-def _work_here(job: FeatureChunks, report: Report) -> Ended:
-    """Computes chunks in this process until all others are claimed by other processes."""
-    skip: set[str] = set()
-    with signals.noting() as noted:
-        while not noted and (unit := job.claim(skip)) is not None:
-            outcome = run_claimed(job, unit)
-            report(unit.name, outcome)
-            if outcome.status != "done":
-                skip.add(unit.name)
-        signals.requeue()
-        return Ended(noted[0] if noted else None)

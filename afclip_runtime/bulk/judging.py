@@ -81,22 +81,8 @@ class Judge:
         self.plan = Plan.wait_for(job.out, 0)
         self.models = job.load_models() if models is None else models
 
-    def __call__(self, number: int) -> Facts | None:
-        """Inspects a shard unless it is done. Returns the facts of its part; `None` if another process has the shard.
-
-        Raises:
-            WriteError: A file cannot be written.
-            UserError: A model needs few-shot images first.
-            StoppedError: A signal asks this process to stop.
-        """
-        lock = claim(self.job.out, number)
-        if lock is None:
-            return None
-        with lock:
-            return self.judge(number)
-
-    def judge(self, number: int) -> Facts:
-        """Inspects a claimed shard, unless another process has done so before; see `claim`.
+    def __call__(self, number: int) -> Facts:
+        """Inspects a claimed shard, unless another process has done so before. Returns the facts of its part.
 
         Raises:
             WriteError: A file cannot be written.

@@ -1,14 +1,14 @@
 """Inspection of shards in this process, in local workers, on SLURM or on Ray."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from afclip_runtime.bulk.judging import Job, Judge
 from afclip_runtime.bulk.parts import Facts, facts_of, part_path
 from afclip_runtime.bulk.shards import Shards
 from afclip_runtime.files import refresh
-from afclip_runtime.launch import Ended, Outcome, Where, launch, signals
+from afclip_runtime.launch import Ended, Outcome, Where, launch
+from afclip_runtime.launch.here import run_here
 
 if TYPE_CHECKING:
     from afclip_runtime.inspection.inspector import Inspector
@@ -37,21 +37,14 @@ def judge_shards(
     Raises:
         UserError: A file cannot be written, or no worker can begin.
     """
-    if where.launcher == "local" and where.jobs == 1:
-        return _judge_here(Judge(job, models, on_image), todo, on_shard)
 
     def report(name: str, outcome: Outcome) -> None:
+        if outcome.status == "stopped":
+            return
         refresh(part_path(job.out, int(name)).parent)  # another node may have written it a moment ago
         if (facts := facts_of(job.out, int(name))) is not None:
             on_shard(facts)
 
+    if where.launcher == "local" and where.jobs == 1:
+        return run_here(Shards(job, todo, Judge(job, models, on_image)), report)
     return launch(Shards(job, todo), where, job.out, report)
-
-
-def _judge_here(judge: Judge, todo: Sequence[int], on_shard: "OnShard") -> Ended:
-    with signals.noting() as noted:
-        with suppress(signals.StoppedError):
-            for number in todo:
-                if (facts := judge(number)) is not None:
-                    on_shard(facts)
-        return Ended(noted[0] if noted else None)

@@ -16,16 +16,17 @@ class Shards(NumberedJob):
     Args:
         job: The job.
         todo: Numbers of the shards.
+        judge: Inspects them in this process; a worker has its own.
     """
 
     noun = "shard"
     steps = "images"
 
-    def __init__(self, job: Job, todo: Sequence[int]) -> None:
+    def __init__(self, job: Job, todo: Sequence[int], judge: Judge | None = None) -> None:
         super().__init__(todo)
         self.job = job
         self.gpu = job.gpu
-        self.judge: Judge | None = None
+        self.judge = judge
 
     def todo(self) -> list[int]:
         """Returns the shards that are still to be inspected."""
@@ -48,7 +49,7 @@ class Shards(NumberedJob):
         """Inspects a shard."""
         assert self.judge is not None
         try:
-            self.judge.judge(unit.content)
+            self.judge(unit.content)
         except UserError as error:
             self.error = str(error)
             raise

@@ -64,6 +64,7 @@ class NumberedJob(Job):
             if (unit := self.claim_number(number)) is not None:
                 return unit
             self.rest.append(number)  # the process that has it may die
+        self._require_no_error()
         return None
 
     def claim_number(self, number: int) -> Unit | None:
@@ -72,11 +73,14 @@ class NumberedJob(Job):
         Raises:
             UserError: No further unit can be run, or the lock file cannot be made.
         """
-        if self.error:
-            raise UserError(self.error)
+        self._require_no_error()
         if (lock := take_lock(self.lock_path(number))) is None:
             return None
         if self.is_finished(number):  # by the process that had the lock
             lock.release()
             return None
         return Unit(str(number), lock, number)
+
+    def _require_no_error(self) -> None:
+        if self.error:
+            raise UserError(self.error)

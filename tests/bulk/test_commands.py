@@ -285,3 +285,15 @@ def test_an_image_that_kills_its_worker_is_a_line_of_its_shard() -> None:
     errors = {row["path"]: row["error"] for row in rows if row["error"]}
     assert set(errors) == {"in/00008.png", "in/00009.png", "in/kill.png"}
     assert "in/kill.png: the shard could not be judged: its process died 3 times" in errors["in/kill.png"]
+
+
+@pytest.mark.slow
+def test_an_image_that_kills_the_command_does_so_three_times_and_the_others_are_inspected() -> None:
+    Path("in/kill.png").write_bytes(Path("in/00001.png").read_bytes())
+    write_numbered(Path("in/more"), 5)
+    assert [start("--deadly").wait(300) for _ in range(4)] == [9, 9, 9, 1]
+    rows = rows_of(Path("out"))
+    assert len(rows) == 16
+    errors = {row["path"]: row["error"] for row in rows if row["error"]}
+    assert set(errors) == {"in/00008.png", "in/00009.png", "in/kill.png", "in/more/00000.png"}
+    assert "in/kill.png: the shard could not be judged: its process died 3 times" in errors["in/kill.png"]

@@ -9,10 +9,12 @@ from afclip_runtime.bulk import judging
 from afclip_runtime.bulk.judging import Judge, claim, write_failure
 from afclip_runtime.bulk.parts import Facts, facts_of, part_path
 from afclip_runtime.bulk.plan import Plan, files_path
+from afclip_runtime.bulk.routes import judge_shards
 from afclip_runtime.bulk.sources import Listing, expand_braces, is_sharded
 from afclip_runtime.bulk.summary import finish
 from afclip_runtime.errors import UserError
-from tests.support.sharded import inspect, job_of, plan_of, rows_of, write_numbered, write_table, write_tar
+from afclip_runtime.launch.where import HERE
+from tests.support.sharded import inspect, job_of, load, plan_of, rows_of, write_numbered, write_table, write_tar
 from tests.support.watcher import save_image
 
 
@@ -149,13 +151,15 @@ def test_a_worker_that_read_the_old_files_leaves_the_shard_to_be_judged(folder: 
 
 def test_a_shard_that_another_process_has_is_passed_over(folder: Path, tmp_path: Path) -> None:
     plan_of(tmp_path / "out", [str(folder)])
-    judge = Judge(job_of(tmp_path / "out"))
+    job = job_of(tmp_path / "out")
+    judged: list[Facts] = []
     lock = claim(tmp_path / "out", 1)
     assert lock is not None
-    assert judge(1) is None
     with lock:
-        assert isinstance(judge(0), Facts)
-    assert isinstance(judge(1), Facts)
+        judge_shards(job, [1, 0], HERE, load(), judged.append)
+    assert [facts.shard for facts in judged] == [0]
+    judge_shards(job, [0, 1], HERE, load(), judged.append)
+    assert [facts.shard for facts in judged] == [0, 1]
     manifest = finish(tmp_path / "out", {None: None})
     assert (manifest.done, manifest.shards) == (2, 3)
 
