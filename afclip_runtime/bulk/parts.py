@@ -20,6 +20,7 @@ KEY = b"afclip"  # key of the facts in the metadata of a part
 ROWS = 1000  # rows per row group, which are in memory until they are written
 PER_FOLDER = 1000  # files
 OF_FILES = ("size", "mtime_ns")  # columns of the parts in addition to those of inspections.csv
+LIMIT = 2**63  # of their values; times in nanoseconds exceed it after the year 2262
 REMEDY = "Remove the file and start again: its shard is then inspected again."
 
 
@@ -99,8 +100,9 @@ class PartWriter:
         self.rows: list[dict[str, Any]] = []
 
     def add(self, row: Record) -> None:
-        """Adds a row. In a part, no error is null, as all values that a row lacks."""
+        """Adds a row. In a part, no error is null, as all values that a row lacks or Parquet cannot hold."""
         values = msgspec.to_builtins(row) | {"error": row.error or None}
+        values |= {name: None for name in OF_FILES if not -LIMIT <= (values[name] or 0) < LIMIT}
         self.rows.append({name: _text(values[name]) for name in self.schema.names})
         if len(self.rows) == ROWS:
             self._flush()

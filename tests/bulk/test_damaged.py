@@ -1,5 +1,6 @@
 """Damaged and unusual sources: each gives one row or one clear error, and the other images are inspected."""
 
+import os
 import sys
 import tarfile
 from pathlib import Path
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from afclip_runtime.bulk import urls
+from afclip_runtime.bulk.parts import part_path
 from afclip_runtime.errors import MissingPackageError, UserError
 from tests.support.sharded import (
     add_member,
@@ -243,3 +245,28 @@ def test_a_file_system_whose_package_is_not_installed(tmp_path: Path, monkeypatc
 def test_nothing_to_inspect(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is nothing to inspect"):
         plan_of(tmp_path, [])
+
+
+@pytest.mark.parametrize("seconds", [2**63 // 10**9 + 1, 10**10, 10**14, -(10**14)])
+def test_a_time_that_parquet_cannot_hold_is_null(seconds: int, folder: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name, time in (("a.png", 1), ("b.png", seconds)):
+            header = archive.gettarinfo(images_in(folder)[0], name)
+            header.mtime = time
+            with images_in(folder)[0].open("rb") as file:
+                archive.addfile(header, file)
+    inspect(tmp_path / "out", tmp_path / "a.tar")
+    assert [row["mtime_ns"] for row in rows_of(tmp_path / "out")] == [10**9, None]
+    assert [row["error"] for row in rows_of(tmp_path / "out")] == [None, None]
+
+
+def test_an_image_whose_clock_was_wrong_is_inspected_once(folder: Path, tmp_path: Path) -> None:
+    image = images_in(folder)[0]
+    os.utime(image, (10**10, 10**10))  # the year 2286
+    first = inspect(tmp_path / "out", image)
+    assert [row["mtime_ns"] for row in rows_of(tmp_path / "out")] == [
+        None if image.stat().st_mtime_ns >= 2**63 else image.stat().st_mtime_ns
+    ]
+    part = part_path(tmp_path / "out", 0).stat().st_mtime_ns
+    assert inspect(tmp_path / "out", image) == first
+    assert part_path(tmp_path / "out", 0).stat().st_mtime_ns == part
