@@ -91,7 +91,7 @@ def _walk(system: Any, path: str, url: str) -> Iterator[UrlFile]:
         name = entry["name"].rstrip("/")
         if name == path.rstrip("/") or name.rpartition("/")[2].startswith("."):
             continue
-        whole = system.unstrip_protocol(name)
+        whole = _url_of(system, name, url, path)
         if entry["type"] == "directory":
             yield from _walk(system, name, whole)
         else:
@@ -107,7 +107,25 @@ def matching(url: str) -> list[UrlFile]:
     system, path = _system(url)
     with _explained(url):
         found = _again(lambda: system.glob(path, detail=True))
-    return [_file(system.unstrip_protocol(name), found[name]) for name in sorted(found)]
+    return [_file(_url_of(system, name, url, path), found[name]) for name in sorted(found)]
+
+
+def _url_of(system: Any, name: str, url: str, path: str) -> str:
+    """Returns the URL of a file by its name in a file system.
+
+    Names at ftp, sftp, smb or hdfs lack the host. The URL has the host of another URL.
+
+    Args:
+        system: The file system.
+        name: Name of the file in it.
+        url: URL of a folder or pattern in the same file system.
+        path: Name of that folder or pattern in the file system.
+    """
+    scheme, _, rest = url.partition("://")
+    host, _, rest = rest.partition("/")
+    if rest.strip("/") == path.strip("/"):
+        return f"{scheme}://{host}/{name.lstrip('/')}"
+    return str(system.unstrip_protocol(name))
 
 
 def fetch(url: str) -> bytes:

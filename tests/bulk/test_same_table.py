@@ -8,6 +8,8 @@ from typing import Any
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.utils import infer_storage_options
 
 from afclip_runtime.inspection.folder import inspect as inspect_files
 from afclip_runtime.inspection.inputs import find_inputs
@@ -148,6 +150,37 @@ def test_memory_folder_pattern_and_archives(
     check(tmp_path / "tar", expected, folder, "memory:///images/a.tar")
     inspect(tmp_path / "parquet", f"{memory}/a.parquet")
     check(tmp_path / "parquet", expected, folder, "", [f"{memory}/a.parquet/{row}" for row in range(8)])
+
+
+class _Host(MemoryFileSystem):
+    """A file system whose names lack the host, like ftp and sftp. Only the host `rack` has the files."""
+
+    protocol = "rack"
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return super()._strip_protocol("memory://" + infer_storage_options(path)["path"])
+
+    @staticmethod
+    def _get_kwargs_from_urls(path: str) -> dict[str, str]:
+        return {"host": infer_storage_options(path).get("host", "")}
+
+    def __init__(self, host: str = "") -> None:
+        super().__init__()
+        assert host == "server"
+
+
+@pytest.mark.parametrize("source", ["", "/", "/**"])
+def test_files_of_a_host(
+    source: str,
+    folder: Path,
+    expected: list[dict[str, str]],
+    tmp_path: Path,
+    memory: str,
+) -> None:
+    fsspec.register_implementation("rack", _Host, clobber=True)
+    inspect(tmp_path / "out", f"rack://user@server:21/images{source}")
+    check(tmp_path / "out", expected, folder, "rack://user@server:21/images")
 
 
 def test_web_server_of_images_and_archives(
