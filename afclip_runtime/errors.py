@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shlex
 import unicodedata
 from importlib.metadata import PackageNotFoundError, distribution
@@ -11,17 +12,27 @@ from typing import Any
 PROGRAM = "python -m afclip_lightning"
 """Command of the program in messages."""
 
+_SECRET = re.compile(  # user:PASSWORD@host, ?X-Amz-Signature=…, ?sig=…
+    r"(://[^/\s:@]*:)[^/\s]*(?=@)|([?&](?:[^=&\s]*(?:signature|credential|token|secret|password)|sig)=)[^&\s]+",
+    re.IGNORECASE,
+)
+
 
 def shown(text: object) -> str:
     r"""Returns a printable name: control characters, invisible characters and bytes that are not UTF-8 are escaped.
 
-    Names come from outside, and a terminal would execute control sequences in them.
+    Names come from outside, and a terminal would execute control sequences in them. Secrets in URLs are hidden.
     """
     name = os.fspath(text) if isinstance(text, os.PathLike) else text
-    name = name if isinstance(name, str) else str(text)
+    name = without_secrets(name if isinstance(name, str) else str(text))
     if name.isprintable():
         return name
     return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else escape(c) for c in name)
+
+
+def without_secrets(text: str) -> str:
+    """Returns a text with `***` in place of the passwords and signatures of its URLs: others may read messages."""
+    return _SECRET.sub(r"\1\2***", text) if "://" in text else text
 
 
 def escape(char: str) -> str:

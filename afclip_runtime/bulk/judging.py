@@ -13,6 +13,7 @@ from afclip_runtime.bulk.parts import PER_FOLDER, Facts, facts_of, new_part, num
 from afclip_runtime.bulk.plan import FOLDER, Plan, Shard, read_files, shard_of
 from afclip_runtime.bulk.reading import open_archive, open_files
 from afclip_runtime.bulk.sources import Archive, File
+from afclip_runtime.bulk.urls import suffix_source
 from afclip_runtime.errors import UserError, shown
 from afclip_runtime.files import Lock, refresh, take_lock
 from afclip_runtime.inspection.folder import save_pictures
@@ -251,6 +252,7 @@ def _picture_name(number: int, row: int, path: str) -> str:
 
     A folder has at most `PER_FOLDER` of them.
     """
+    path = suffix_source(path)  # without a query, which may hold a signature
     stem = re.sub(r"[^\w.-]+", "_", path.rstrip("/").rpartition("/")[2].rpartition(".")[0] or path)[-LONGEST_STEM:]
     return f"{_folder(number)}/{row // PER_FOLDER:04d}/{row % PER_FOLDER:03d}_{stem}"
 

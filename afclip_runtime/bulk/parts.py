@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from afclip_runtime.errors import UserError, install_extra, shown
+from afclip_runtime.errors import UserError, install_extra, shown, without_secrets
 from afclip_runtime.files import atomic_path, parse_json
 from afclip_runtime.inspection.table import COLUMNS, Record
 
@@ -101,7 +101,7 @@ class PartWriter:
 
     def add(self, row: Record) -> None:
         """Adds a row. In a part, no error is null, as all values that a row lacks or Parquet cannot hold."""
-        values = msgspec.to_builtins(row) | {"error": row.error or None}
+        values = msgspec.to_builtins(row) | {"path": without_secrets(row.path), "error": row.error or None}
         values |= {name: None for name in OF_FILES if not -LIMIT <= (values[name] or 0) < LIMIT}
         self.rows.append({name: _text(values[name]) for name in self.schema.names})
         if len(self.rows) == ROWS:

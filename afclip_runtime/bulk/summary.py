@@ -9,6 +9,7 @@ import msgspec
 from afclip_runtime.bulk.judging import claim
 from afclip_runtime.bulk.parts import Facts, facts_of, part_path, replace_column, rows_of
 from afclip_runtime.bulk.plan import Plan, read_files
+from afclip_runtime.errors import without_secrets
 from afclip_runtime.files import write_json
 from afclip_runtime.inspection.drift import Drift
 
@@ -127,12 +128,12 @@ def _left_out(out: Path, plan: Plan, number: int) -> set[str]:
     """Returns the paths of a shard's files that are of a kind that is not read."""
     if plan.shards[number].archive is not None:
         return set()
-    return {file.path for file in read_files(out, number) if file.left_out}
+    return {without_secrets(file.path) for file in read_files(out, number) if file.left_out}
 
 
 def _archive(plan: Plan, facts: Facts) -> str:
     archive = plan.shards[facts.shard].archive
-    return archive.path if archive else ""
+    return without_secrets(archive.path) if archive else ""
 
 
 def _name(out: Path, number: int) -> str:

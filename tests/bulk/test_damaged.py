@@ -11,7 +11,8 @@ import pytest
 
 from afclip_runtime.bulk import urls
 from afclip_runtime.bulk.parts import part_path
-from afclip_runtime.errors import MissingPackageError, UserError
+from afclip_runtime.bulk.summary import first_failed
+from afclip_runtime.errors import MissingPackageError, UserError, shown
 from tests.support.sharded import (
     add_member,
     images_in,
@@ -270,3 +271,44 @@ def test_an_image_whose_clock_was_wrong_is_inspected_once(folder: Path, tmp_path
     part = part_path(tmp_path / "out", 0).stat().st_mtime_ns
     assert inspect(tmp_path / "out", image) == first
     assert part_path(tmp_path / "out", 0).stat().st_mtime_ns == part
+
+
+def test_secrets_of_urls_are_in_no_result_and_no_message(folder: Path, tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", folder)
+    (tmp_path / "a.tar").write_bytes((tmp_path / "a.tar").read_bytes()[:3000])
+    signed = "?X-Amz-Signature=SECRET&page=2"
+    with web_server(tmp_path) as address:
+        sources = [f"{address}/{name}{signed}" for name in ("images/00000.png", "images/none.png", "a.tar", "none.tar")]
+        sources.append(address.replace("http://", "http://user:SECRET@") + "/images/00001.png")
+        found = inspect(tmp_path / "out", *sources, saves=("map",))
+        paths = [row["path"].replace(address, "") for row in rows_of(tmp_path / "out")]
+        assert inspect(tmp_path / "out", sources[0], saves=("map",)).shards == found.shards  # the plan knows the image
+    assert [paths[0], paths[1]] == [f"/images/{name}.png?X-Amz-Signature=***&page=2" for name in ("00000", "none")]
+    assert "http://user:***@127.0.0.1" in paths[-1]
+    assert found.failed == 3
+    first = first_failed(tmp_path / "out", found)
+    assert first is not None
+    assert first[0].endswith("/images/none.png?X-Amz-Signature=***&page=2")
+    results = [path for path in (tmp_path / "out").rglob("*") if "plan" not in path.parts]
+    assert sum(path.suffix == ".png" for path in results) == 3
+    assert "SECRET" not in str([rows_of(tmp_path / "out"), found, first, results])
+    assert "SECRET" not in (tmp_path / "out/manifest.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "safe"),
+    [
+        ("ftp://user:a:b@c@host:21/x@y.png", "ftp://user:***@host:21/x@y.png"),
+        ("https://host:8080/a@b.png?page=2&sig=ab%2B=&x=1", "https://host:8080/a@b.png?page=2&sig=***&x=1"),
+        (
+            "s3://b/k?X-Amz-Security-Token=a&X-Goog-Signature=b",
+            "s3://b/k?X-Amz-Security-Token=***&X-Goog-Signature=***",
+        ),
+        ("postgresql://me:pw@db/s: refused (http://me:pw@x/)", "postgresql://me:***@db/s: refused (http://me:***@x/)"),
+        ("https://host/design=3?designer=b&page=1", "https://host/design=3?designer=b&page=1"),
+        ("a?sig=b, user:pw@host", "a?sig=b, user:pw@host"),
+    ],
+)
+def test_secrets_of_urls_are_hidden(text: str, safe: str) -> None:
+    assert shown(text) == safe
+    assert str(UserError(text)) == safe
