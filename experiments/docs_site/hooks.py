@@ -8,7 +8,7 @@ from mkdocs.plugins import get_plugin_logger
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
-from experiments.docs_site import api, built_links, methods, repository, tutorials
+from experiments.docs_site import api, built_links, commands, methods, repository, tutorials
 
 log = get_plugin_logger("docs_site")
 
@@ -57,7 +57,13 @@ def expanded(entry: object, files: Files) -> object:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Makes links to files of the repository links to their pages; the page of a method ends with its arguments."""
     source = repository.source_of(page.file.src_uri)
-    return repository.for_site(markdown, source) + methods.arguments(source)
+    text = commands.with_remarks_above(repository.for_site(markdown, source))
+    return text + methods.arguments(source)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Keeps names in one piece where a line ends."""
+    return commands.with_whole_names(html)
 
 
 def on_post_build(config: MkDocsConfig) -> None:
