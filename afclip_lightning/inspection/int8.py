@@ -2,7 +2,7 @@
 
 The file is ONNX with quantise and dequantise nodes. ONNX Runtime and OpenVINO both run it with integer kernels. ONNX
 Runtime's quantiser writes it, or NNCF's. SmoothQuant, percentiles and INT8 of the head were measured and left out
-(docs/deployment.md).
+(docs/int8.md).
 """
 
 import copy

@@ -32,7 +32,7 @@ the disk is full or a folder is not available, the command waits.
                             A third folder is for files that could not be inspected. No file is overwritten: a number is
                             added to the name. The column moved_to has the new path.
   --webhook URL             sends one JSON message per image. webhook.sqlite in the output folder keeps it until the
-                            receiver has answered with 2xx. docs/deployment.md describes the message.
+                            receiver has answered with 2xx. docs/production.md describes the message.
 Ctrl-C and SIGTERM end a watch after the current image, with an exit code as below. A second signal ends it at once,
 with exit code 130.
 """

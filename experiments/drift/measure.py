@@ -5,7 +5,7 @@
     python -m experiments.drift.measure light                     # photos under another light, embedded CLIP
 
 Shifts are in standard deviations of normal images' scores, after 1,000 images without one; 5 % of all images are
-anomalous. The tables are those of docs/deployment.md.
+anomalous. The tables are those of docs/production.md.
 """
 
 import argparse

@@ -125,7 +125,7 @@ def test_other_products_are_told_in_a_short_run(good: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("good", "shift", "most"),  # images within which nine of ten drifts are found; see docs/deployment.md
+    ("good", "shift", "most"),  # images within which nine of ten drifts are found; see docs/production.md
     [(50, -2, 90), (50, 4, 90), (200, -1, 410), (200, 1, 780), (200, 2, 260), (200, 4, 70), (1000, -1, 190)],
 )
 def test_a_shift_is_found_within_the_images_that_the_guide_states(good: int, shift: float, most: int) -> None:

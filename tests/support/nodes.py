@@ -81,7 +81,7 @@ class TwoNodes:
         meet += [f"--rdzv-id={job}", f"--max-restarts={restarts}"]
         spread = ["--trainer.num_nodes=2", "--trainer.devices=1", "--trainer.strategy=ddp"]
         whole = ["torchrun", *meet, "-m", "afclip_lightning", *command, *spread]
-        # else a restarted process may read the address of one that has ended (docs/scale.md)
+        # else a restarted process may read the address of one that has ended (docs/clusters.md)
         variables = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", **variables}
         return [self.begin(node, *whole, **variables) for node in (1, 2)]
 
