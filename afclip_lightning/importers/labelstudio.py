@@ -55,8 +55,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--several",
         choices=SEVERAL,
         default="latest",
-        help="of several annotations of a task: the one starred as ground truth, else the latest (%(default)s); "
-        "all together; or stop",
+        help="annotation to take if a task has several. latest: the one starred as ground truth, or else the latest; "
+        "union: all together; error: stop (%(default)s)",
     )
     own.add_argument(
         "--choice_key", action="append", default=[], metavar="KEY", help="field of JSON-MIN that holds choices"

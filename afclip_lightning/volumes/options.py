@@ -20,8 +20,8 @@ def add_cut_options(add: Callable[..., Any], axis: Axis | None) -> None:
         "--window",
         default="auto",
         metavar="RULE",
-        help=f"{', '.join(PRESETS)}, CENTRE,WIDTH, percentile, percentile:LOW,HIGH, or auto: soft_tissue for CT, else "
-        "percentile (%(default)s)",
+        help=f"{', '.join(PRESETS)}, CENTRE,WIDTH, percentile, percentile:LOW,HIGH, or auto: soft_tissue for CT, "
+        "otherwise percentile (%(default)s)",
     )
     add("--channel", type=int, metavar="N", help="index of the volume in a file with four axes, from 0")
     add("--form", choices=("sform", "qform"), default="", help="geometry to use where the two of a NIfTI file differ")

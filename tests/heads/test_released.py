@@ -417,9 +417,7 @@ def test_of_two_files_one_is_not_enough(tmp_path: Path) -> None:
     ):
         read_released(prompt)
     (tmp_path / "adapter.pt").write_bytes(kept)
-    with pytest.raises(
-        CheckpointError, match=r"adapter\.pt: is one of two files, which are to be called SET_prompt\.pt"
-    ):
+    with pytest.raises(CheckpointError, match=r"adapter\.pt: is one of two files\. Name them SET_prompt\.pt"):
         read_released(tmp_path / "adapter.pt")
     adapter.write_bytes(prompt.read_bytes())
     with pytest.raises(CheckpointError, match="its two files do not hold a tensor and a module"):

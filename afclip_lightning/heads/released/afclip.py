@@ -27,7 +27,7 @@ def files(path: Path) -> tuple[Path, ...]:
         if path.name.endswith(end):
             start = path.name.removesuffix(end)
             return path.with_name(start + PROMPT), path.with_name(start + ADAPTER)
-    raise ValueError(f"is one of two files, which are to be called SET{PROMPT} and SET{ADAPTER}. Rename both so")
+    raise ValueError(f"is one of two files. Name them SET{PROMPT} and SET{ADAPTER}")
 
 
 def recognises(content: Any) -> bool:
