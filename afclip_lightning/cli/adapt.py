@@ -9,7 +9,7 @@ from typing import Any
 from afclip_lightning.cli.model_options import add_model_options, named_model, no_model, split_model_arguments
 from afclip_runtime.cli.calibrate import threshold_text
 from afclip_runtime.cli.options import TOY, progress, tiling_of, white_of
-from afclip_runtime.cli.parser import CommandParser, command, numeric
+from afclip_runtime.cli.parser import CommandParser, command, numeric, rate
 from afclip_runtime.errors import PROGRAM, UserError, shown, typed
 
 PLACE = 40
@@ -80,17 +80,16 @@ def _normal_images(folder: Path) -> list[Path]:
     """Returns the normal images of a folder without repeats, and prints notes on images to leave out.
 
     Raises:
-        UserError: The folder has no image, or an image cannot be read.
+        UserError: The folder does not exist or has no image, or an image cannot be read.
     """
     from afclip_lightning.data.images import upright_shape
-    from afclip_runtime.images.find import say_others, survey
+    from afclip_runtime.images.find import require_images, say_others, survey
     from afclip_runtime.inspection.copies import without_copies
 
     found = survey(folder)
     for sentence in [*found.problems.values(), *filter(None, [say_others(found.others)])]:
         print(f"note: {sentence}", file=sys.stderr)
-    if not found.images:
-        raise UserError(f"{shown(folder)}, the folder of normal images, has no image.")
+    require_images(found.images, folder, "the folder of normal images")
     normal = [path for path, _ in without_copies([(path, False) for path in found.images], None)]
     shapes = {path: upright_shape(path) for path in normal}
     ratios = {path: width / height for path, (height, width) in shapes.items()}
@@ -107,19 +106,18 @@ def _normal_images(folder: Path) -> list[Path]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(f"{PROGRAM} adapt", description=DESCRIPTION)
-    share = numeric(float, lambda value: 0 < value <= 0.5, "above 0 and at most 0.5")
     parser.add_argument("--normal", type=Path, required=True, metavar="DIR", help="normal images of the product")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the model")
     parser.add_argument(
         "--fpr",
-        type=share,
+        type=rate,
         default=0.01,
         metavar="SHARE",
         help="false-positive rate of the image threshold on normal images (%(default)s)",
     )
     parser.add_argument(
         "--pixel_fpr",
-        type=share,
+        type=rate,
         default=0.001,
         metavar="SHARE",
         help="false-positive rate of the pixel threshold on the pixels of normal images (%(default)s)",

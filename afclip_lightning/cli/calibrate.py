@@ -21,7 +21,7 @@ from afclip_runtime.cli.calibrate import (
     place_of_calibration,
 )
 from afclip_runtime.cli.parser import CommandParser, command
-from afclip_runtime.errors import PROGRAM, UserError
+from afclip_runtime.errors import PROGRAM, UserError, typed
 
 PLACE = 40
 DESCRIPTION = f"""\
@@ -66,6 +66,8 @@ def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
         return model
 
     calibrate(options, labelled, place, product, load)
+    model = ("--checkpoint", options.checkpoint) if options.model is None else ("--model", options.model)
+    print(f"Type: {typed('inspect', *model, '--calibration', place, 'IMAGES')}")
     return 0
 
 

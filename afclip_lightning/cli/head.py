@@ -91,15 +91,14 @@ def _import(options: argparse.Namespace) -> int:
 
 def _fuse(options: argparse.Namespace) -> int:
     from afclip_lightning.inspection.fuse import fuse
-    from afclip_runtime.images.find import survey
+    from afclip_runtime.images.find import require_images, survey
 
     normal = []
     for folder in options.normal:
         found = survey(folder)
         for sentence in found.problems.values():
             print(f"note: {sentence}", file=sys.stderr)
-        if not found.images:
-            raise UserError(f"{shown(folder)}, a folder of normal images, has no image.")
+        require_images(found.images, folder, "a folder of normal images")
         normal.append(found.images)
     fuse(options.heads, normal, options.out, progress, options.arguments, options.category, options.device)
     size, count = options.out.stat().st_size / 2**20, sum(map(len, normal))

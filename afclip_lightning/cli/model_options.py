@@ -139,14 +139,14 @@ def few_shot_images(folder: Path | None) -> list[Path]:
     """Returns the images of `--few_shot_dir`; none without the option.
 
     Raises:
-        UserError: The folder has no image.
+        UserError: The folder does not exist or has no image.
     """
     if folder is None:
         return []
-    from afclip_runtime.images.find import walk_images
+    from afclip_runtime.images.find import require_images, walk_images
 
-    if not (found := walk_images(folder)):
-        raise UserError(f"{folder}, the folder of few-shot images, has no image.")
+    found = walk_images(folder)
+    require_images(found, folder, "the folder of few-shot images")
     return found
 
 

@@ -69,12 +69,24 @@ def head_in(folder: Path) -> Path:
     """Returns the head of a folder: `head.ckpt`, as a run writes it, or `head.safetensors`.
 
     Raises:
-        CheckpointError: The folder has both.
+        CheckpointError: The folder has both, or neither: for example, because its training has not ended.
     """
     ours, packed = folder / HEAD_FILE, folder / PACKED
     if ours.exists() and packed.exists():
         raise CheckpointError(f"{shown(folder)} has two heads, {HEAD_FILE} and {PACKED}: name one of them.")
-    return packed if packed.exists() else ours
+    if packed.exists():
+        return packed
+    if not ours.is_file() and (folder / LAST).is_file():
+        raise CheckpointError(
+            f"{folder} has no {HEAD_FILE}: its training has not ended. Go on with it, or give {folder / LAST} to take "
+            "the head as it was then."
+        )
+    if not ours.is_file():
+        raise CheckpointError(
+            f"{shown(folder)} has neither {HEAD_FILE} nor {PACKED}: it is not the folder of a run of `fit` or the "
+            "output of `adapt`. Check the path."
+        )
+    return ours
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from afclip_lightning.engine.checkpoint import HEAD_FILE, LAST, head_in
+from afclip_lightning.engine.checkpoint import LAST, head_in
 from afclip_lightning.engine.options import quiet_trainer
 from afclip_lightning.heads import ready
 from afclip_lightning.methods.base import AnomalyMethod
@@ -41,15 +41,11 @@ def find_checkpoint(given: str, command: str) -> Path:
         raise CheckpointError(f"Checkpoint {path} does not exist.")
     if not path.is_dir():
         return path
-    found = path / LAST if command == "fit" else head_in(path)
-    if found.is_file():
-        return found
-    if command != "fit" and (path / LAST).is_file():
-        raise CheckpointError(
-            f"{path} has no {HEAD_FILE}: its training has not ended. Go on with it, or give {path / LAST} to take the "
-            "head as it was then."
-        )
-    raise CheckpointError(f"{path} has no {found.relative_to(path)}: it is not the folder of a run of `fit`.")
+    if command != "fit":
+        return head_in(path)
+    if not (path / LAST).is_file():
+        raise CheckpointError(f"{path} has no {LAST}: it is not the folder of a run of `fit`.")
+    return path / LAST
 
 
 def how_to_go_on(path: Path | None) -> str:

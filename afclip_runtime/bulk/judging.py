@@ -181,7 +181,7 @@ class _Tally:
     def __init__(self, plan: Plan, number: int, digest: str) -> None:
         self.plan, self.number, self.digest = plan, number, digest
         self.begin = time.monotonic()
-        self.rows = self.failed = self.left_out = 0
+        self.rows = self.failed = self.left_out = self.anomalous = self.normal = 0
         self.damaged = ""
 
     def count(self, file: File, row: Record) -> Record:
@@ -189,6 +189,8 @@ class _Tally:
         self.rows += 1
         self.failed += bool(row.error) and not file.left_out
         self.left_out += file.left_out
+        self.anomalous += row.verdict == "anomalous"
+        self.normal += row.verdict == "normal"
         return row
 
     def facts(self) -> Facts:
@@ -201,6 +203,8 @@ class _Tally:
             rows=self.rows,
             failed=self.failed,
             left_out=self.left_out,
+            anomalous=self.anomalous,
+            normal=self.normal,
             damaged=self.damaged,
             seconds=round(time.monotonic() - self.begin, 3),
         )

@@ -35,6 +35,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         rows: Number of rows: one per image and method.
         failed: Number of rows with an error, without files that were left out.
         left_out: Number of rows of files of a kind that is not read.
+        anomalous: Number of rows with this verdict; `None` in parts of earlier versions.
+        normal: Number of rows with this verdict; `None` in parts of earlier versions.
         damaged: Problem of the shard's archive, or empty.
         seconds: Duration of the inspection in seconds.
     """
@@ -46,6 +48,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     rows: int = 0
     failed: int = 0
     left_out: int = 0
+    anomalous: int | None = None
+    normal: int | None = None
     damaged: str = ""
     seconds: float = 0.0
 

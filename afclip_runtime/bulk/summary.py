@@ -1,6 +1,6 @@
 """The end of a sharded job: the column drift over all parts in their order, and manifest.json."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         rows: Number of rows of all parts: one per image and method.
         failed: Number of rows with an error, without files that were left out.
         left_out: Number of rows of files of a kind that is not read.
+        anomalous: Number of rows with this verdict; `None` if a part is of an earlier version, without this number.
+        normal: Number of rows with this verdict; `None` likewise.
         seconds: Total duration of all parts, in all workers, in seconds.
         damaged: Archives that could not be read to the end.
         drift: Per method (`""` for a single one), why the calibration no longer holds. Without methods whose
@@ -60,6 +62,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     rows: int
     failed: int
     left_out: int
+    anomalous: int | None
+    normal: int | None
     seconds: float
     damaged: list[Damage]
     drift: dict[str, str]
@@ -93,6 +97,8 @@ def finish(out: Path, normals: "Mapping[str | None, NormalScores | None]") -> Ma
         rows=sum(facts.rows for facts in parts),
         failed=sum(facts.failed for facts in parts),
         left_out=sum(facts.left_out for facts in parts),
+        anomalous=_sum(facts.anomalous for facts in parts),
+        normal=_sum(facts.normal for facts in parts),
         seconds=round(sum(facts.seconds for facts in parts), 3),
         damaged=[Damage(_archive(plan, facts), facts.damaged, facts.shard) for facts in parts if facts.damaged],
         drift=drift,
@@ -129,6 +135,11 @@ def _left_out(out: Path, plan: Plan, number: int) -> set[str]:
     if plan.shards[number].archive is not None:
         return set()
     return {without_secrets(file.path) for file in read_files(out, number) if file.left_out}
+
+
+def _sum(counts: Iterable[int | None]) -> int | None:
+    known = list(counts)
+    return None if None in known else sum(filter(None, known))
 
 
 def _archive(plan: Plan, facts: Facts) -> str:

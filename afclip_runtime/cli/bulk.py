@@ -232,6 +232,9 @@ def _say(manifest: "Manifest", judged: int, out: Path) -> None:
         f"{manifest.left_out:,} left out, in {counted(manifest.done, 'shard')}, {judged:,} of them in this run: "
         f"{out / 'parts'}"
     )
+    anomalous, normal = manifest.anomalous or 0, manifest.normal or 0
+    if anomalous or normal:
+        print(f"Verdicts: {anomalous:,} anomalous, {normal:,} normal")
     if first := first_failed(out, manifest):
         print(f"note: {note_of_first(*first, manifest.failed, out / 'parts')}", file=sys.stderr)
     for damage in manifest.damaged:

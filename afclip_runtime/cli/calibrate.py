@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from afclip_runtime.cli.options import RUNTIME, add_bundle_options, bundle_of, load_bundle, progress
-from afclip_runtime.cli.parser import CommandParser, command, finite
+from afclip_runtime.cli.parser import CommandParser, command, finite, rate
 from afclip_runtime.errors import UserError
 from afclip_runtime.thresholds import is_anomalous
 
@@ -76,10 +76,6 @@ def calibrate(options: argparse.Namespace, labelled: "Labelled", place: Path, pr
     from afclip_runtime.inspection.copies import without_copies
     from afclip_runtime.inspection.drift import keep
 
-    if not 0 < options.fpr <= 0.5 or not 0 < options.pixel_fpr <= 0.5:
-        raise UserError(
-            f"--fpr and --pixel_fpr must be above 0 and at most 0.5, got {options.fpr}, {options.pixel_fpr}."
-        )
     labelled = without_copies(labelled, options.few_shot_dir)
     _check_enough(options, [label for _, label in labelled])
     model = load([path for path, _ in labelled])
@@ -95,17 +91,16 @@ def normal_images(folder: Path | None) -> "Labelled":
     Without a folder there are none.
 
     Raises:
-        UserError: The folder has no image.
+        UserError: The folder does not exist or has no image.
     """
-    from afclip_runtime.images.find import say_others, survey
+    from afclip_runtime.images.find import require_images, say_others, survey
 
     if folder is None:
         return []
     found = survey(folder)
     for sentence in [*found.problems.values(), *filter(None, [say_others(found.others)])]:
         print(f"note: {sentence}", file=sys.stderr)
-    if not found.images:
-        raise UserError(f"{folder}, the folder of normal images, has no image.")
+    require_images(found.images, folder, "the folder of normal images")
     return [(path, False) for path in found.images]
 
 
@@ -226,14 +221,14 @@ def add_choice_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the thresholds and of the calibration file."""
     parser.add_argument(
         "--fpr",
-        type=finite,
+        type=rate,
         default=0.01,
         metavar="SHARE",
         help="false-positive rate of the image threshold on normal images (%(default)s)",
     )
     parser.add_argument(
         "--pixel_fpr",
-        type=finite,
+        type=rate,
         default=0.001,
         metavar="SHARE",
         help="false-positive rate of the pixel threshold on the pixels of normal images (%(default)s)",

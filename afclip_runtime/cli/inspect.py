@@ -302,12 +302,14 @@ def report(
     """
     from afclip_runtime.images.picture import say
     from afclip_runtime.inspection.inputs import count_left_out
-    from afclip_runtime.inspection.table import note_of_first
+    from afclip_runtime.inspection.table import note_of_first, verdicts_in
 
     table = out / "inspections.csv"
     judged, before = done.new - done.failed - done.left_out, len(inputs) * len(models) - done.new
     others = f"{before} done before, {count_left_out(inputs)}" if inputs else f"{done.left_out} left out"
     print(f"{judged} inspected, {done.failed} failed, {others}: {table}")
+    for method, verdicts in verdicts_in(done.rows.values()).items():
+        print(f"{method + ', in' if method else 'In'} the table: {verdicts}")
     for line in lines:
         print(line)
     if done.replaced:

@@ -92,6 +92,7 @@ def numeric(kind: Callable[[str], Number], holds: Callable[[Number], bool], want
 
 
 finite = numeric(float, math.isfinite, "a finite number")
+rate = numeric(float, lambda value: 0 < value <= 0.5, "above 0 and at most 0.5 (0.01 is 1 %)")
 
 
 def command(interrupted: str = "Interrupted.") -> Callable[[Command], Command]:

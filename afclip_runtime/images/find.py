@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from afclip_runtime.errors import DatasetError, UserError
+from afclip_runtime.errors import DatasetError, UserError, shown
 from afclip_runtime.files import open_regular
 from afclip_runtime.images.reader import DICOM_MARK, DICOM_SUFFIXES, is_dicom
 
@@ -131,6 +131,25 @@ def survey(folder: Path, leave_out: Collection[Path] = ()) -> Found:
         elif kind == "problem":
             found.problems[path] = problem
     return found
+
+
+def require_images(images: Sequence[Path], folder: Path, role: str) -> None:
+    """Checks that images were found in a folder.
+
+    Args:
+        images: The images that were found.
+        folder: The folder.
+        role: Role of the folder in words, such as `the folder of normal images`.
+
+    Raises:
+        UserError: There are none: the folder does not exist, is a file, or has no image.
+    """
+    if images:
+        return
+    problem = "has no image. Check the path" if folder.is_dir() else "does not exist. Check the path"
+    if folder.is_file():
+        problem = "is a file. Name the folder that it is in"
+    raise UserError(f"{shown(folder)}, {role}, {problem}.")
 
 
 def other_files(folder: Path) -> list[Path]:

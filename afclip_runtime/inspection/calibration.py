@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from afclip_runtime.engines.base import FLOAT32, GRAPH_DIGEST, INT8, PRECISION
-from afclip_runtime.errors import CheckpointError, DatasetError, UserError
+from afclip_runtime.errors import CheckpointError, DatasetError, UserError, counted
 from afclip_runtime.files import read_json, write_json
 from afclip_runtime.inspection.distributions import binomial_quantile, pareto_excess
 from afclip_runtime.inspection.drift import NormalScores
@@ -321,9 +321,9 @@ def require(count: int, fewest: int = FEWEST) -> None:
     """
     if count < fewest:
         raise DatasetError(
-            f"{count} normal images are too few for a threshold: at least {fewest} different ones are needed, and "
-            f"{ENOUGH} divided by the false-positive rate are enough. Add normal images, or fix the threshold by hand "
-            "(--threshold and --pixel_threshold)."
+            f"{counted(count, 'normal image is', 'normal images are')} too few for a threshold: at least {fewest} "
+            f"different ones are needed, and {ENOUGH} divided by the false-positive rate are enough. Add normal "
+            "images, or fix the threshold by hand (--threshold and --pixel_threshold)."
         )
 
 

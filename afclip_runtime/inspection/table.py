@@ -3,6 +3,7 @@
 import json
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -279,6 +280,37 @@ def record_of(
         drift=drift.side if drift else None,
         error="",
     )
+
+
+def verdicts_in(rows: Iterable[Record]) -> dict[str | None, str]:
+    """Returns the verdicts of a table in words, by method, as `2 anomalous, 8 normal (scores 1.8 to 9, threshold 6.7)`.
+
+    A method without a score has no entry.
+
+    Args:
+        rows: The rows of the table.
+    """
+    by_method: dict[str | None, list[Record]] = {}
+    for row in rows:
+        if row.score is not None:
+            by_method.setdefault(row.method, []).append(row)
+    return {method: _verdicts(scored) for method, scored in by_method.items()}
+
+
+def _verdicts(scored: Sequence[Record]) -> str:
+    counts = Counter(row.verdict for row in scored)
+    words = [f"{counts[kind]} {kind}" for kind in ("anomalous", "normal")] if counts.keys() != {None} else []
+    words += [f"{counts[None]} without a verdict"] if counts[None] else []
+    facts = [_range("score", [row.score for row in scored]), _range("threshold", [row.threshold for row in scored])]
+    return f"{', '.join(words)} ({', '.join(facts)})"
+
+
+def _range(name: str, values: Iterable[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return f"no {name}"
+    low, high = f"{min(known):.4g}", f"{max(known):.4g}"
+    return f"{name} {low}" if low == high else f"{name}s {low} to {high}"
 
 
 def note_of_first(path: str, error: str, failed: int, place: object) -> str:

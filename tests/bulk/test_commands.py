@@ -40,8 +40,11 @@ def test_one_process(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["in", *LOCAL]) == 0
     said = capsys.readouterr()
     assert "10 inspected, 0 failed, 0 left out" in said.out
+    anomalous = sum(map(is_anomalous, range(10)))
+    assert f"Verdicts: {anomalous} anomalous, {10 - anomalous} normal\n" in said.out
     check(10)
     manifest = json.loads(Path("out/manifest.json").read_text())
+    assert (manifest["anomalous"], manifest["normal"]) == (anomalous, 10 - anomalous)
     assert (manifest["shards"], manifest["done"], manifest["rows"]) == (3, 3, 10)
     assert [part["file"] for part in manifest["parts"]] == [f"parts/0000/00000{number}.parquet" for number in range(3)]
     table = parquet.read_table("out/parts")  # as pandas, polars and others read it

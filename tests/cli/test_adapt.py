@@ -196,7 +196,7 @@ def test_an_image_unlike_the_others_is_named(normal: Path, tmp_path: Path, capsy
 
 @pytest.mark.parametrize(
     ("count", "message"),
-    [(0, "the folder of normal images, has no image"), (1, "one normal image is too few")],
+    [(0, "the folder of normal images, has no image. Check the path."), (1, "one normal image is too few")],
 )
 def test_too_few_images_are_refused(
     count: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

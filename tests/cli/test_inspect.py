@@ -437,12 +437,19 @@ def test_calibrated_verdicts(folder: Path, capsys: pytest.CaptureFixture[str]) -
     assert "tail fitted to 14 normal images, which are few for this rate" in said
     assert "90% confidence interval: " in said
     assert "Never report results on the images" in said
+    following = "--checkpoint head.ckpt --calibration head.calibration.json IMAGES"
+    assert said.endswith(f"Type: python -m afclip_lightning inspect {following}\n")
     kept = Calibration.read(folder / "head.calibration.json")
     assert kept.pixel is not None
     assert inspect("good", "--save", "mask") == 0
     for row in rows():
         assert row["threshold"] == pytest.approx(kept.image.value, rel=1e-6)
         assert (row["probability"] > 0.5) == (row["score"] > row["threshold"]) == (row["verdict"] == "anomalous")
+    anomalous = sum(row["verdict"] == "anomalous" for row in rows())
+    scores = [row["score"] for row in rows()]
+    facts = f"scores {min(scores):.4g} to {max(scores):.4g}, threshold {kept.image.value:.4g}"
+    line = f"In the table: {anomalous} anomalous, {14 - anomalous} normal ({facts})"
+    assert line in capsys.readouterr().out.splitlines()
     areas = [row["area"] for row in rows()]
     assert np.mean(areas) <= 0.001
     assert inspect("good", "--tiles", "2", "--out", "tiled") == 2
@@ -486,7 +493,11 @@ def test_mistakes_are_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
         ): "a threshold or a calibration belongs to one model, and several are named",
         ("images", "--model.k_shots", "1"): "k_shots",
         ("images", "--model.k_shot"): "--model.k_shot needs a value",
-        ("images", "--few_shot_dir", "nowhere"): "nowhere, the folder of few-shot images, has no image",
+        (
+            "images",
+            "--few_shot_dir",
+            "nowhere",
+        ): "nowhere, the folder of few-shot images, does not exist. Check",
         ("images", "--tiles", "0"): "tiles must be at least 1",
         ("images", "--out", "head.ckpt"): "head.ckpt: cannot be written",
     }.items():
@@ -499,7 +510,11 @@ def test_mistakes_are_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
         ("--normal", "images", "--few_shot_dir", "images"): "is also in --few_shot_dir",
         ("--normal", "images", "--criterion", "f1"): "needs labelled images",
         ("--labelled", "labels.csv"): "labels.csv, line 2: needs the columns path and label",
-        ("--normal", "images", "--fpr", "0"): "above 0 and at most 0.5",
+        ("--normal", "imagse"): "imagse, the folder of normal images, does not exist. Check the path.",
+        (
+            "--normal",
+            "labels.csv",
+        ): "labels.csv, the folder of normal images, is a file. Name the folder",
     }.items():
         assert calibrate.main([*start, *options]) == 2
         assert message in capsys.readouterr().err
@@ -647,7 +662,7 @@ def test_copies_count_once_and_too_few_images_are_reported_early(
     monkeypatch.setattr(calibrate, "load_models", never)
     (folder / "taken").write_text("")
     for options, message in {
-        ("--normal", "one"): "1 normal images are too few",
+        ("--normal", "one"): "1 normal image is too few",
         ("--normal", "good"): "already exists",
         ("--normal", "good", "--out", "taken/c.json"): "taken/c.json: cannot be written",
         ("--normal", "good", "--out", "one"): "is a folder",
@@ -667,6 +682,16 @@ def test_thresholds_are_finite(value: str, capsys: pytest.CaptureFixture[str]) -
                 run(["--checkpoint", "head.ckpt", *options, f"{name}={value}"])
             assert stop.value.code == 2
             assert f"argument {name}: must be a finite number, got {value}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["0", "1", "5", "nan", "5%"])
+def test_rates_are_shares(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("--fpr", "--pixel_fpr"):
+        with pytest.raises(SystemExit) as stop:
+            calibrate.main(["--checkpoint", "head.ckpt", "--normal", "good", f"{name}={value}"])
+        assert stop.value.code == 2
+        words = f"argument {name}: must be above 0 and at most 0.5 (0.01 is 1 %), got {value}"
+        assert words in capsys.readouterr().err
 
 
 def test_arguments_of_the_method_are_split_off() -> None:

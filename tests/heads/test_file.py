@@ -91,7 +91,8 @@ def test_a_checkpoint_is_not_a_head_file_under_any_name(tmp_path: Path, checkpoi
 
 
 def test_a_folder_has_one_head(tmp_path: Path) -> None:
-    assert head_in(tmp_path).name == "head.ckpt"  # which a message then says is not there
+    with pytest.raises(CheckpointError, match=r"has neither head\.ckpt nor head\.safetensors: .* Check the path\."):
+        head_in(tmp_path)
     (tmp_path / "head.safetensors").touch()
     assert head_in(tmp_path).name == "head.safetensors"
     (tmp_path / "head.ckpt").touch()

@@ -83,7 +83,7 @@ def test_an_unknown_name_gets_all_that_there_is() -> None:
 
 def test_what_lies_on_disk_goes_before_a_name(place: Path) -> None:
     (place / NAME).mkdir()
-    with pytest.raises(UserError, match=r"head\.ckpt does not exist"):
+    with pytest.raises(UserError, match=r"has neither head\.ckpt nor head\.safetensors"):
         load(NAME)
 
 

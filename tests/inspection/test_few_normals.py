@@ -31,7 +31,7 @@ def test_of_eight_images_it_is_the_rule_of_calibrate() -> None:
 
 
 def test_one_image_is_too_few() -> None:
-    with pytest.raises(DatasetError, match="1 normal images are too few for a threshold: at least 2 different ones"):
+    with pytest.raises(DatasetError, match="1 normal image is too few for a threshold: at least 2 different ones"):
         from_held_out(np.array([1.0]), 0.1)
 
 

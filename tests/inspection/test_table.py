@@ -8,7 +8,8 @@ import pytest
 
 from afclip_runtime.errors import WriteError
 from afclip_runtime.inspection.inputs import Input
-from afclip_runtime.inspection.table import Record, Table, json_line
+from afclip_runtime.inspection.table import Record, Table, json_line, verdicts_in
+from afclip_runtime.thresholds import Verdict
 
 
 def record(image: str, mtime_ns: int = 1, **more: str) -> Record:
@@ -129,3 +130,17 @@ def test_a_share_that_is_away_is_an_error_that_may_pass(tmp_path: Path, monkeypa
                 table.add(record("a"))
         table.add(record("a"))
     assert lines(tmp_path) == [1, 2]
+
+
+def test_verdicts_in_words() -> None:
+    def row(method: str | None, score: float | None, threshold: float | None, verdict: Verdict | None) -> Record:
+        return Record(path="a", name="a", error="", method=method, score=score, threshold=threshold, verdict=verdict)
+
+    rows = [row(None, 10.65, 6.69859, "anomalous"), row(None, 1.81486, 6.69859, "normal"), row(None, None, None, None)]
+    assert verdicts_in(rows) == {None: "1 anomalous, 1 normal (scores 1.815 to 10.65, threshold 6.699)"}
+    rows = [row("CLIP", 0.5, None, None), row("CLIP", 0.5, None, None), row("AnoVL", 2.0, 1.0, "anomalous")]
+    assert verdicts_in([*rows, row("AnoVL", 3.0, 1.5, "anomalous")]) == {
+        "CLIP": "2 without a verdict (score 0.5, no threshold)",
+        "AnoVL": "2 anomalous, 0 normal (scores 2 to 3, thresholds 1 to 1.5)",
+    }
+    assert verdicts_in([row(None, None, None, None)]) == {}
