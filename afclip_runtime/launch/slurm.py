@@ -15,7 +15,8 @@ from afclip_runtime.launch.job import GRACE
 from afclip_runtime.launch.output import last_error
 from afclip_runtime.launch.where import Ended, Where
 
-LOOK = 5  # seconds between two checks of the queue
+LOOK = 5.0  # seconds between two checks of the queue
+SILENCE = 900.0  # seconds; a busy controller may answer some checks with an error
 
 
 def run_slurm(where: Where, folder: Path) -> Ended:
@@ -29,19 +30,31 @@ def run_slurm(where: Where, folder: Path) -> Ended:
         folder: Folder of the job. The tasks log to its subfolder `slurm/`.
 
     Raises:
-        UserError: SLURM rejects the job or is not installed, or every task ended with a user error.
+        UserError: SLURM rejects the job, is not installed or no longer answers, or every task ended with a user error.
     """
     logs = folder / "slurm"
     logs.mkdir(parents=True, exist_ok=True)
     name = "-".join(word for word in where.command[2:4] if not word.startswith("-"))
     script = f"#!/bin/bash\nexec srun {shlex.join(where.command)}\n"
     flags = [f"--job-name={name}", f"--array=1-{where.jobs}", "--requeue", f"--signal=USR1@{GRACE:g}"]
-    flags += [f"--output={logs}/%A_%a.log", "--open-mode=append", *where.sbatch]
+    output = str(logs).replace("%", "%%")  # sbatch would replace %u by the user
+    flags += [f"--output={output}/%A_%a.log", "--open-mode=append", *where.sbatch]
     with signals.noting() as noted:
         job = _ask(["sbatch", "--parsable", *flags], script).split(";")[0].strip()
         print(f"SLURM array {job}, logs in {shown(logs)}. Ctrl-C ends the waiting only; scancel {job} ends the array.")
         sys.stdout.flush()
-        while not noted and job in _ask(["squeue", "--noheader", "--me", "--format=%F"]).split():
+        answered = time.monotonic()
+        while not noted:
+            try:
+                if job not in _ask(["squeue", "--noheader", "--me", "--format=%F"]).split():
+                    break
+                answered = time.monotonic()
+            except UserError as error:
+                if time.monotonic() - answered > SILENCE:
+                    raise UserError(
+                        f"SLURM has not answered for {SILENCE:g} s, and array {job} may still run. When it has ended, "
+                        "start the same command again."
+                    ) from error
             deadline = time.monotonic() + LOOK
             while not noted and time.monotonic() < deadline:
                 time.sleep(0.2)

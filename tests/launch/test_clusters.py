@@ -16,6 +16,7 @@ import pytest
 
 from afclip_runtime.errors import UserError
 from afclip_runtime.launch import Where, launch, ray_cluster, require_launcher
+from afclip_runtime.launch import slurm as slurm_arrays
 from tests.support import REPOSITORY, matrices
 from tests.support.sharded import web_server
 from tests.support.slurm import finish, needs_nodes, slurm
@@ -217,6 +218,24 @@ def test_an_array_whose_tasks_all_end_with_a_mistake_is_one_error(
     assert (tmp_path / "script").read_text() == "#!/bin/bash\nexec srun python -m x y --a 'b c'\n"
     stand_in(tmp_path, monkeypatch, "1 of 2 units are done")
     assert launch(SmallJob(tmp_path, ["done-1", "done-2"]), where, tmp_path).code == 0
+
+
+def test_a_queue_that_does_not_answer_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm_arrays, "LOOK", 0.01)
+    folder = tmp_path / "100%u"
+    stand_in(tmp_path, monkeypatch, "")
+    (tmp_path / "bin/sbatch").write_text("#!/bin/bash\nprintf '%s\\n' \"$@\" >flags; echo 7")
+    silent = "echo 'slurm_load_jobs error: Socket timed out' >&2; exit 1"
+    queue = f"#!/bin/bash\necho asked >>asked\ncase $(wc -l <asked) in 1|4) echo 7;; 2|3) {silent};; *) echo 6;; esac\n"
+    (tmp_path / "bin/squeue").write_text(queue)
+    where = Where("slurm", command=["python", "-m", "x", "y"])
+    assert launch(SmallJob(tmp_path, ["done-1"]), where, folder).code == 0
+    assert len((tmp_path / "asked").read_text().split()) == 5
+    assert f"--output={tmp_path}/100%%u/slurm/%A_%a.log" in (tmp_path / "flags").read_text().splitlines()
+    monkeypatch.setattr(slurm_arrays, "SILENCE", 0.05)
+    (tmp_path / "bin/squeue").write_text(f"#!/bin/bash\n{silent}\n")
+    with pytest.raises(UserError, match=r"^SLURM has not answered for 0\.05 s, and array 7 may still run\."):
+        launch(SmallJob(tmp_path, ["done-1"]), where, folder)
 
 
 @pytest.mark.parametrize("launcher", [pytest.param("slurm", marks=needs_nodes(1))])
