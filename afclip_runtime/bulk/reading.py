@@ -32,6 +32,8 @@ def open_archive(archive: Archive) -> "Iterator[Image]":
     """
     if archive.error:
         raise UserError(archive.error)
+    if archive.images == 0:  # its file was replaced, and has fewer row groups now
+        return
     yield from _of_tar(archive) if archive.kind == "tar" else _of_table(archive)
 
 

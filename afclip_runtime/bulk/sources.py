@@ -271,8 +271,10 @@ def expand_braces(pattern: str) -> Iterator[str]:
     inner = match[1]
     if numbers := _RANGE.fullmatch(inner):
         first, last = int(numbers[1]), int(numbers[2])
-        width = len(numbers[1]) if numbers[1].startswith("0") else 0
-        parts: Iterable[str] = (str(n).zfill(width) for n in range(first, last + 1))
+        padded = any(len(number) > 1 and number.startswith("0") for number in numbers.groups())
+        width = max(map(len, numbers.groups())) if padded else 0
+        step = 1 if first <= last else -1
+        parts: Iterable[str] = (str(n).zfill(width) for n in range(first, last + step, step))
     elif "," in inner:
         parts = inner.split(",")
     else:

@@ -116,6 +116,18 @@ def test_a_table_that_was_replaced_by_a_shorter_one_leaves_no_row_behind(folder:
     assert inspect(tmp_path / "out", tmp_path / "a.parquet", shard_images=3).rows == 4
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_table_that_was_replaced_by_another_kind_fails_once(folder: Path, tmp_path: Path, damaged: bool) -> None:
+    pixels = [path.read_bytes() for path in sorted(folder.iterdir())]
+    write_table(tmp_path / "a.parquet", {"image": pixels})
+    assert inspect(tmp_path / "out", tmp_path / "a.parquet").shards > 1
+    write_table(tmp_path / "a.parquet", {"picture": pixels[:2]})
+    if damaged:
+        (tmp_path / "a.parquet").write_bytes(b"no table")
+    found = inspect(tmp_path / "out", tmp_path / "a.parquet")
+    assert (found.rows, found.failed) == ((1, 1) if damaged else (2, 0))
+
+
 def test_a_table_keeps_its_shards_until_it_is_replaced(folder: Path, tmp_path: Path) -> None:
     data = [(folder / f"{number:05d}.png").read_bytes() for number in range(10)]
     write_table(tmp_path / "a.parquet", {"image": data})
@@ -231,6 +243,10 @@ def test_listing_leaves_out_the_output_and_streams(folder: Path, tmp_path: Path)
     [
         ("a-{000..002}.tar", ["a-000.tar", "a-001.tar", "a-002.tar"]),
         ("{8..10}", ["8", "9", "10"]),
+        ("{2..0}", ["2", "1", "0"]),
+        ("{08..10}", ["08", "09", "10"]),
+        ("{00..100}", [f"{number:03d}" for number in range(101)]),
+        ("{0..10}", [str(number) for number in range(11)]),
         ("{x,y}-{0..1}", ["x-0", "x-1", "y-0", "y-1"]),
         ("{x}", ["{x}"]),
         ("s3://b/{00..01}.tar", ["s3://b/00.tar", "s3://b/01.tar"]),
