@@ -110,7 +110,10 @@ def test_files_are_inspected_reported_and_moved(
     (folder / "secret").chmod(0o644)
     assert main(args) == 0
     said = capsys.readouterr()
-    assert said.out == "5 inspected, 0 failed, 0 left out: out/inspections.csv\n"
+    assert said.out == (
+        "5 inspected, 0 failed, 0 left out: out/inspections.csv\n"
+        "In the table: 2 anomalous, 3 normal (scores 0 to 1, threshold 0.5)\n"
+    )
     assert "warning: secret can be read or changed by other users of this machine: chmod 600 it." in said.err
     found = rows()
     assert [row["moved_to"] for row in found] == [
