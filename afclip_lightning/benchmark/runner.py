@@ -96,6 +96,7 @@ class Cells(Job):
         time_limit: Time limit of a cell, in seconds.
     """
 
+    noun = "cell"
     grace = 0  # a stopped cell repeats its step, so there is nothing to save
 
     def __init__(self, cells: Sequence[Cell], run: Run = command_line, time_limit: float | None = None) -> None:

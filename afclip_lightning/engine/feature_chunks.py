@@ -30,6 +30,7 @@ CHUNK = 500  # images
 BUILDS, COMPLETE = ".build", "complete"
 ONE_DEVICE = ("--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto")
 REMEDY = "Remove it and start again."
+CONTINUES = "The same command goes on from here."
 
 
 class RunOnlyCLI(FeatureBuildCLI):
@@ -280,7 +281,8 @@ def build_chunks(load: Callable[[bool], Images], where: Where, task: bool) -> No
     if not alone:
         del images
         job.images = None  # its backbone takes memory that the workers may need
-    with tqdm(total=sum(job.sizes), unit="image", disable=not sys.stderr.isatty()) as bar:
+    silent = where.launcher == "slurm" or not sys.stderr.isatty()  # for SLURM, the launcher counts chunks
+    with tqdm(total=sum(job.sizes), unit="image", disable=silent) as bar:
 
         def report(name: str, outcome: Outcome) -> None:
             if outcome.status == "done":
@@ -291,9 +293,9 @@ def build_chunks(load: Callable[[bool], Images], where: Where, task: bool) -> No
     if not alone:
         job.look_again()
     if ended.signal == signal.SIGINT:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(f"Stopped. {CONTINUES}")
     if ended.signal is not None:
-        raise StoppedError("The same command goes on from here.")
+        raise StoppedError(CONTINUES)
     if failures := job.failures():
         raise DatasetError("\n".join([*failures, "The other images are done. The same command tries these again."]))
     left = job.left()

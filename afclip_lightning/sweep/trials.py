@@ -25,6 +25,7 @@ class Trials(Job):
     """
 
     attempts = ATTEMPTS
+    noun = "trial"
 
     def __init__(self, plan: Plan, time_limit: float | None = None) -> None:
         self.plan = plan

@@ -1,8 +1,10 @@
 """A worker that is this process, so that one worker needs no other process."""
 
+from contextlib import suppress
+
 from afclip_runtime.errors import UserError
 from afclip_runtime.launch import signals
-from afclip_runtime.launch.job import Job
+from afclip_runtime.launch.job import Job, Unit
 from afclip_runtime.launch.where import Ended, Report
 from afclip_runtime.launch.worker import run_claimed
 
@@ -23,9 +25,18 @@ def run_here(job: Job, report: Report) -> Ended:
     """
     skip: set[str] = set()
     faults = 0
-    with signals.noting() as noted:
+    held: list[Unit] = []
+
+    def let_go() -> None:
+        for unit in held:
+            with suppress(UserError, OSError):
+                job.end(unit, stopped=True)  # a process that is stopped has not died of its unit
+
+    with signals.noting(steps=job.steps, let_go=let_go) as noted:
         while not noted and (unit := job.claim(skip)) is not None:
+            held[:] = [unit]
             outcome = run_claimed(job, unit)
+            held.clear()
             report(unit.name, outcome)
             if outcome.status != "done":
                 skip.add(unit.name)

@@ -50,12 +50,14 @@ class Job(ABC):
     Attributes:
         attempts: Number of worker processes that may die in a unit. Then the unit has failed, so that it does not kill
             every worker.
+        noun: Noun of a unit in messages.
         grace: Seconds for a worker to stop between two steps after a signal. With 0 it is killed at once.
         steps: Plural noun of these steps in messages.
         time_limit: Time limit of a unit in seconds. Then its worker is killed, and the unit has failed.
     """
 
     attempts: int = ATTEMPTS
+    noun: str = "unit"
     grace: float = GRACE
     steps: str = "steps"
     time_limit: float | None = None

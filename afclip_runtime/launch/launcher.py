@@ -50,7 +50,7 @@ def launch(job: Job, where: Where, folder: Path, report: Report = lambda name, o
     if where.launcher == "slurm":
         from afclip_runtime.launch.slurm import run_slurm
 
-        return run_slurm(where, folder)
+        return run_slurm(job, where, folder)
     if where.launcher == "ray" and isinstance(job, NumberedJob):
         from afclip_runtime.launch.ray_actors import run_actors
 
@@ -58,7 +58,7 @@ def launch(job: Job, where: Where, folder: Path, report: Report = lambda name, o
     if where.launcher == "ray":
         from afclip_runtime.launch.ray_tasks import run_ray
 
-        return run_ray(where, folder, job.grace)
+        return run_ray(job, where, folder)
     from afclip_runtime.launch.local import run_local
 
     return run_local(job, where.jobs, report)

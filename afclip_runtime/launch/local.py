@@ -137,14 +137,17 @@ class _Pool:
         self.deadline = time.monotonic() + self.job.grace
         if self.job.grace:
             said = f"Stopping between two {self.job.steps}, at the latest in {self.job.grace:g} s."
-            again = " Ctrl-C again stops at once." * (self.noted[0] == signal.SIGINT)
-            print(said + again, file=sys.stderr, flush=True)
+            print(said + signals.again(self.noted[0]), file=sys.stderr, flush=True)
         self._ask_to_stop()
 
     def _ask_to_stop(self) -> None:
-        if self.job.grace:
-            for worker in self.workers:
+        if not self.job.grace:
+            return
+        for worker in self.workers:
+            if worker.ran or worker.connection.poll():
                 worker.process.terminate()
+            else:  # it still loads its models, which no signal interrupts, and has nothing to finish
+                worker.kill()
 
     def _look_at(self, worker: _Worker) -> None:
         self._read(worker)

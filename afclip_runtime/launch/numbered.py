@@ -17,13 +17,11 @@ class NumberedJob(Job):
         numbers: Units of this launch.
 
     Attributes:
-        noun: Noun of a unit in messages.
         gpu: Whether each actor has a GPU, if the cluster has any.
         threads: Number of threads of a worker, set on Ray, where actors share the processors; else `None`.
         error: Reason why no further unit can be run, for example a full disk. Else empty.
     """
 
-    noun: str = "unit"
     gpu: bool = False
     threads: int | None = None
 

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -45,18 +45,34 @@ def _note(number: int, frame: FrameType | None) -> None:
     _noted.append(signal.Signals(number))
 
 
+def again(number: signal.Signals) -> str:
+    """Returns what a message about a signal says of a second one: a sentence after Ctrl-C, else nothing."""
+    return " Ctrl-C again stops at once." if number == signal.SIGINT else ""
+
+
 @contextmanager
-def noting(raises: bool = False) -> Iterator[list[signal.Signals]]:
+def noting(
+    raises: bool = False, steps: str = "", let_go: Callable[[], None] = lambda: None
+) -> Iterator[list[signal.Signals]]:
     """Yields a list in which signals of `STOPS` are recorded while the body runs. Ignored signals stay ignored.
 
     Afterwards the earlier handlers are restored, and the list is empty.
 
     Args:
         raises: Whether the first signal also raises `StoppedError` in the body, for a body that waits in a library.
+        steps: Plural noun of the steps between which the body looks for a signal, if this process does the work itself.
+            The first signal then prints that, and a second Ctrl-C ends the process, whatever it is doing.
+        let_go: Function that is called before that end.
     """
 
     def note(number: int, frame: FrameType | None) -> None:
         _noted.append(signal.Signals(number))
+        if steps and len(_noted) == 1:  # no `print`, which may be what the signal has interrupted
+            os.write(2, f"Stopping between two {steps}.{again(_noted[0])}\n".encode())
+        if steps and len(_noted) > 1 and number == signal.SIGINT:
+            let_go()
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
         if raises and len(_noted) == 1:
             raise StoppedError("a signal asked for it")
 

@@ -207,7 +207,7 @@ def end_with_the_launcher(grace: float) -> None:
     launcher = multiprocessing.parent_process()
     assert launcher is not None
     wait([launcher.sentinel])
-    if grace:
+    if grace and not signals.requested():  # a launcher that ends while its workers stop was ended by force
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(grace)
     os.killpg(0, signal.SIGKILL)

@@ -14,8 +14,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from afclip_runtime import progress
 from afclip_runtime.errors import UserError
-from afclip_runtime.launch import Where, launch, ray_cluster, require_launcher
+from afclip_runtime.launch import Where, elsewhere, launch, ray_cluster, require_launcher
 from afclip_runtime.launch import slurm as slurm_arrays
 from tests.support import REPOSITORY, matrices
 from tests.support.sharded import web_server
@@ -82,9 +83,8 @@ if __name__ == "__main__":
     return [sys.executable, str(script)]
 
 
-@pytest.mark.slow
-def test_a_signal_ends_the_tasks_of_ray_between_two_steps(folder: Path) -> None:
-    pytest.importorskip("ray")
+def launched(folder: Path, name: str) -> subprocess.Popen[str]:
+    """Starts a process that runs a unit in a task of Ray, and returns it when the unit has begun."""
     script = folder / "launch.py"
     script.write_text(f"""
 import sys
@@ -93,15 +93,22 @@ from afclip_runtime.launch import Where, launch
 from tests.support.slurm import finish, needs_nodes, slurm
 from tests.support.small_jobs import SmallJob
 if __name__ == "__main__":
-    job = SmallJob(Path({str(folder)!r}), ["stops:100-1"])
-    sys.exit(launch(job, Where("ray", command={worker(folder, "stops:100-1")!r}), job.folder).code)
+    job = SmallJob(Path({str(folder)!r}), {[name]!r})
+    sys.exit(launch(job, Where("ray", command={worker(folder, name)!r}), job.folder).code)
 """)
     process = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.PIPE, text=True)
     for _ in range(1200):
-        if (folder / "stops:100-1.txt").exists():
+        if (folder / f"{name}.txt").exists():
             break
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.1)
+    return process
+
+
+@pytest.mark.slow
+def test_a_signal_ends_the_tasks_of_ray_between_two_steps(folder: Path) -> None:
+    pytest.importorskip("ray")
+    process = launched(folder, "stops:100-1")
     process.send_signal(signal.SIGINT)
     assert "Stopping the tasks" in process.communicate(timeout=40)[1]
     assert process.returncode == 130
@@ -109,6 +116,24 @@ if __name__ == "__main__":
     pid = int((folder / "ran").read_text().split()[1])
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_ends_the_tasks_of_ray_at_once(folder: Path) -> None:
+    pytest.importorskip("ray")
+    process = launched(folder, "sleep:100-1")
+    process.send_signal(signal.SIGINT)
+    assert process.stderr is not None
+    while "Stopping the tasks, at the latest in 60 s. Ctrl-C again stops at once." not in process.stderr.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=40)
+    assert process.returncode == 130
+    pid = int((folder / "ran").read_text().split()[1])
+    end = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists():  # it looks for no signal
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 @pytest.mark.slow
@@ -236,6 +261,45 @@ def test_a_queue_that_does_not_answer_is_asked_again(tmp_path: Path, monkeypatch
     (tmp_path / "bin/squeue").write_text(f"#!/bin/bash\n{silent}\n")
     with pytest.raises(UserError, match=r"^SLURM has not answered for 0\.05 s, and array 7 may still run\."):
         launch(SmallJob(tmp_path, ["done-1"]), where, folder)
+
+
+@pytest.mark.slow
+def test_ctrl_c_that_reaches_squeue_too_ends_the_waiting_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(tmp_path, monkeypatch, "")
+    (tmp_path / "bin/squeue").write_text("#!/bin/bash\ntouch asked\nsleep 2\necho 7\n")
+    code = "from pathlib import Path; from afclip_runtime.launch import Where, launch; "
+    code += "from tests.support.small_jobs import SmallJob; folder = Path(); "
+    code += "where = Where('slurm', command=['python', '-m', 'x', 'y']); "
+    code += "print(launch(SmallJob(folder, ['done-1']), where, folder).code)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not Path("asked").exists():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it, to all processes of the command
+    out, said = process.communicate(timeout=60)
+    assert out.splitlines()[-1] == "130", said
+    assert said == "SLURM array 7 goes on; scancel 7 ends the array.\n"
+
+
+def test_work_on_other_machines_is_counted_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(elsewhere, "EVERY", 0.0)
+    monkeypatch.setattr(progress, "EVERY", 0.05)
+    job = SmallJob(tmp_path, ["done-1", "done-2", "done-3", "done-4"])
+    with elsewhere.progress_elsewhere(job) as count:
+        (tmp_path / "done").mkdir()
+        (tmp_path / "done/done-2").touch()
+        count()
+        time.sleep(0.5)
+    assert "25% 1/4" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("launcher", [pytest.param("slurm", marks=needs_nodes(1))])

@@ -83,7 +83,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from afclip_runtime.launch import Where, launch
-from tests.support.small_jobs import HastyJob, SmallJob
+from tests.support.small_jobs import HastyJob, LoadingJob, SmallJob
 if __name__ == "__main__":
     job = {cls}(Path({folder!r}), {names!r})
     job.time_limit = None
@@ -129,6 +129,40 @@ def test_a_signal_stops_between_two_steps_and_the_same_command_goes_on(
     job = SmallJob(tmp_path, ["stops:60-2", "done-3"])
     job.names[0] = "done-2"
     assert {outcome.status for outcome in run(job).values()} == {"done"}
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_workers_that_still_load_at_once(tmp_path: Path) -> None:
+    process = start(tmp_path, ["done-1"], "LoadingJob")
+    wait_for(tmp_path / "loads", process)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_ends_a_process_that_does_the_work_itself(tmp_path: Path) -> None:
+    script = f"""
+from pathlib import Path
+from afclip_runtime.launch.here import run_here
+from tests.support.small_jobs import SmallJob
+run_here(SmallJob(Path({str(tmp_path)!r}), ["sleep:100-1"]), lambda name, outcome: None)
+"""
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen([sys.executable, "-c", script], env=environment, stderr=subprocess.PIPE, text=True)
+    wait_for(tmp_path / "ran", process)
+    for sent in (signal.SIGTERM, signal.SIGTERM):  # a cluster may repeat it
+        process.send_signal(sent)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGINT
+    assert "Stopping between two steps.\n" in (tmp_path / "sleep:100-1.txt").read_text()
+    lock = take_lock(tmp_path / "locks/sleep:100-1")
+    assert lock is not None
+    with lock:
+        assert lock.attempts == 0
 
 
 @pytest.mark.slow

@@ -76,6 +76,14 @@ class SmallJob(Job):
         return [line.split()[1] for line in (self.folder / "ran").read_text().splitlines()]
 
 
+class LoadingJob(SmallJob):
+    """A job whose workers load something for minutes, and look for no signal meanwhile."""
+
+    def start(self) -> None:
+        (self.folder / "loads").touch()
+        time.sleep(100)
+
+
 class HastyJob(SmallJob):
     """A job that gives its workers one second to stop, and a unit three."""
 
