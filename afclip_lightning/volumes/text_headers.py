@@ -116,12 +116,14 @@ def open_metaimage(path: Path, scratch: Path, reading: Reading) -> Volume:
         affine[:3, 3] = numbers["origin"]
         grid = named_grid(path, shape, LPS @ affine)
         skip = int(header.get("HeaderSize", "0"))
+        slope = float(header.get("ElementToIntensityFunctionSlope", "1"))
+        intercept = float(header.get("ElementToIntensityFunctionOffset", "0"))
     if header.get("ElementNumberOfChannels", "1") != "1" or header.get("BinaryData", "True").lower() != "true":
         raise DatasetError(f"{path}: holds colours, vectors or texts, and no grey values. Save it as grey, binary.")
     raw = Raw(path, offset, dtype, (shape[2], shape[1], shape[0]))
     kind = "zlib" if header.get("CompressedData", "").lower() == "true" else ""
     beside = None if header["ElementDataFile"].upper() == "LOCAL" else header["ElementDataFile"]
-    return Volume(_placed(raw, beside, kind, skip, scratch), grid)
+    return Volume(_placed(raw, beside, kind, skip, scratch), grid, slope, intercept)
 
 
 def _meta_header(path: Path, file: BinaryIO) -> dict[str, str]:

@@ -74,6 +74,14 @@ def test_types_of_voxels(kind: str, suffix: str, tmp_path: Path) -> None:
     check_slices(opened(tmp_path / f"a{suffix}", tmp_path / "scratch"), tmp_path, values)
 
 
+def test_the_scale_of_a_metaimage_is_applied(tmp_path: Path) -> None:
+    path = tmp_path / "a.mha"
+    write_itk(path, phantom(), affine(), False)
+    fields = b"ElementToIntensityFunctionSlope = 2\nElementToIntensityFunctionOffset = -1024.5\nElementType"
+    path.write_bytes(path.read_bytes().replace(b"ElementType", fields, 1))
+    check_slices(opened(path, tmp_path / "scratch"), tmp_path, phantom() * 2 - 1024.5)
+
+
 @pytest.mark.parametrize(
     "codes",
     [pytest.param(codes, marks=() if codes in ("LPS", "RIA", "SPL") else pytest.mark.slow) for codes in all_codes()],
