@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from afclip_lightning.volumes.find import Source
-from afclip_lightning.volumes.grid import Axis, Cut, Grid
+from afclip_lightning.volumes.grid import MM, Axis, Cut, Grid
 from afclip_lightning.volumes.opening import open_masks, open_volume
 from afclip_lightning.volumes.volume import Reading, Slices, Volume
 from afclip_lightning.volumes.windows import LIKE_CT, Facts, facts_of, window_of
@@ -56,8 +56,9 @@ class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True):
         axis: Axis along which slices follow one another.
         shape: Number of voxels along the stored axes.
         codes: Axis codes of the stored axes.
-        spacing: Voxel distances along the stored axes, in mm.
-        affine: Map from voxel indices to RAS, in mm, `[4, 4]`.
+        unit: Unit of its lengths: `mm`, or `meter` or `micron` if a NIfTI file has it.
+        spacing: Voxel distances along the stored axes, in this unit.
+        affine: Map from voxel indices to RAS, in this unit, `[4, 4]`.
         space_code: NIfTI's code of the space of the geometry.
         obliquity: Largest angle of a stored axis to an anatomical one, in degrees.
         modality: `CT`, `MR` …; empty if unknown.
@@ -65,7 +66,7 @@ class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True):
         high: Value that is white.
         rule: Source of these values.
         slice_size: Height and width of the slices, in pixels.
-        pixel_spacing: Distance of neighbouring rows and columns, in mm.
+        pixel_spacing: Distance of neighbouring rows and columns, in this unit.
         not_finite: Number of voxels without a finite value, which are black.
         mask_values: Values of its masks, up to a limit; empty without masks.
         has_mask: Whether there are masks.
@@ -94,6 +95,7 @@ class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True):
     has_mask: bool
     indices: list[int]
     labels: list[int]
+    unit: str = MM
 
     @property
     def cut(self) -> Cut:
@@ -182,6 +184,7 @@ def _write(
         spacing=grid.spacing,
         affine=grid.affine.tolist(),
         space_code=volume.code,
+        unit=volume.unit,
         obliquity=round(grid.obliquity, 3),
         modality=modality,
         low=window.low,

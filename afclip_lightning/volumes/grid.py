@@ -15,6 +15,7 @@ from afclip_runtime.errors import DatasetError
 Axis = Literal["axial", "coronal", "sagittal"]
 AXES: tuple[Axis, ...] = get_args(Axis)
 WORLD: dict[Axis, int] = {"sagittal": 0, "coronal": 1, "axial": 2}  # world axis along which slices follow one another
+MM = "mm"  # unit of lengths, unless a NIfTI file has metres or micrometres: these are kept
 INSTALL = "pip install 'afclip_lightning[medical]'"
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM's and ITK's world, in which x runs to the left and y to the back
 SAME = 0.1  # tolerance between the corners of two grids, as share of a voxel's shortest side, because files are rounded

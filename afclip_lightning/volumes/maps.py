@@ -23,7 +23,7 @@ def map_path(folder: Path, index: int) -> Path:
 
 
 def put_back(record: VolumeRecord, folder: Path, path: Path, work: Path) -> None:
-    """Writes the maps of a volume's slices as one NIfTI file with its shape, affine and order of axes, float32.
+    """Writes the maps of a volume's slices as one NIfTI file, float32, with its shape, affine and unit.
 
     If pixels were made square, the value of a voxel is the mean of its pixels. Otherwise each pixel is a voxel. The
     maps of the slices are then removed. If they are gone already and the file exists, nothing is done.
@@ -51,7 +51,8 @@ def put_back(record: VolumeRecord, folder: Path, path: Path, work: Path) -> None
                     raise UserError(f"{path}: the map of slice {cut.voxel(number)} is missing. Choose another --out.")
                 values = resized(np.asarray(read_map(place), DTYPE), cut.shape)
                 file.write(np.ascontiguousarray(cut.lying(values)).tobytes())
-        write_nifti(path, raw.brought_back(2 - cut.stored, work / SCRATCH / "back"), cut.grid, record.space_code)
+        back = raw.brought_back(2 - cut.stored, work / SCRATCH / "back")
+        write_nifti(path, back, cut.grid, record.space_code, record.unit)
     finally:
         shutil.rmtree(raw.path.parent, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from afclip_lightning.volumes.grid import INSTALL, Grid, named_grid
+from afclip_lightning.volumes.grid import INSTALL, MM, Grid, named_grid
 from afclip_lightning.volumes.raw import Raw, free_space, unpack
 from afclip_lightning.volumes.silence import silenced
 from afclip_lightning.volumes.volume import NO_CODES, Reading, Volume, grid_from_codes
@@ -23,8 +23,8 @@ APART = 0.5  # largest distance of two agreeing geometries of a file, as share o
 def open_nifti(path: Path, scratch: Path, reading: Reading) -> Volume:
     """Returns the volume of a NIfTI file.
 
-    A scale of 0 or NaN means no scaling, as in the standard. If the file has two geometries (sform and qform) less than
-    half a voxel apart, the sform is used.
+    A scale of 0 or NaN means no scaling, as in the standard. Lengths keep the unit of the file. If the file has two
+    geometries (sform and qform) less than half a voxel apart, the sform is used.
 
     Args:
         path: The file.
@@ -59,7 +59,8 @@ def open_nifti(path: Path, scratch: Path, reading: Reading) -> Volume:
     slope, intercept = header.get_slope_inter()
     raw = Raw(raw.path, offset + skipped * raw.nbytes, dtype, raw.shape).check(path)
     slope, intercept = (1.0 if slope is None else float(slope)), (0.0 if intercept is None else float(intercept))
-    return Volume(raw, grid, slope, intercept, code=code)
+    unit = header.get_xyzt_units()[0]
+    return Volume(raw, grid, slope, intercept, code=code, unit=MM if unit == "unknown" else unit)
 
 
 def _header(path: Path, file: Any) -> "Nifti1Header":
@@ -125,7 +126,7 @@ def _grid(path: Path, header: "Nifti1Header", shape: tuple[int, int, int], readi
     return grids[name], int(header[f"{name}_code"])
 
 
-def write_nifti(path: Path, raw: Raw, grid: Grid, code: int = 1) -> None:
+def write_nifti(path: Path, raw: Raw, grid: Grid, code: int = 1, unit: str = MM) -> None:
     """Writes voxels as a compressed NIfTI file, atomically and plane by plane. Its header holds only the geometry.
 
     Args:
@@ -133,6 +134,7 @@ def write_nifti(path: Path, raw: Raw, grid: Grid, code: int = 1) -> None:
         raw: Voxels `[k, j, i]` of the stored axes i, j, k, float32 or uint8.
         grid: Grid of the voxels.
         code: NIfTI's code of the space: 1 the scanner, 2 another file, 4 an atlas.
+        unit: Unit of the grid's lengths: `mm`, `meter` or `micron`.
 
     Raises:
         UserError: The file cannot be written.
@@ -142,7 +144,7 @@ def write_nifti(path: Path, raw: Raw, grid: Grid, code: int = 1) -> None:
     header = Nifti1Header()
     header.set_data_dtype(raw.dtype)
     header.set_data_shape(grid.shape)
-    header.set_xyzt_units("mm")
+    header.set_xyzt_units(unit)
     header.set_qform(grid.affine, code, strip_shears=True)
     header.set_sform(grid.affine, code)
     header["vox_offset"] = header.single_vox_offset

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from afclip_lightning.volumes.grid import Axis, Cut, Grid, named_grid
+from afclip_lightning.volumes.grid import MM, Axis, Cut, Grid, named_grid
 from afclip_lightning.volumes.raw import Raw
 from afclip_runtime.errors import DatasetError
 
@@ -24,6 +24,7 @@ class Volume:
         intercept: Intercept of the rescaling.
         modality: `CT`, `MR` … if the file states it; otherwise empty.
         code: NIfTI's code of its space: 1 for the scanner.
+        unit: Unit of the lengths of the grid: `mm`, and in NIfTI files also `meter` or `micron`.
     """
 
     raw: Raw
@@ -32,6 +33,7 @@ class Volume:
     intercept: float = 0.0
     modality: str = ""
     code: int = 1
+    unit: str = MM
 
     def values(self, stored: np.ndarray) -> np.ndarray:
         """Returns the values of stored values, float32."""

@@ -82,6 +82,21 @@ def test_maps_of_square_pixels_get_back_to_their_voxels(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.asarray(found.dataobj), stored(phantom(), "SAL")[0])
 
 
+@pytest.mark.parametrize(("code", "unit"), [(0, "mm"), (1, "meter"), (2, "mm"), (3, "micron")])
+def test_maps_have_the_unit_of_the_volume(code: int, unit: str, tmp_path: Path) -> None:
+    own = affine((50, 50, 80))
+    path = write_nifti(tmp_path / "a.nii.gz", phantom(), own=own, xyzt_units=code)
+    record = cut_volume(Source((path,)), ("v", "p"), "", tmp_path / "set", Cutting())
+    for index in record.indices:
+        place = map_path(tmp_path / "held", index)
+        place.parent.mkdir(exist_ok=True)
+        np.save(place, np.zeros(record.slice_size, np.float32))
+    put_back(record, tmp_path / "held", tmp_path / "map.nii.gz", tmp_path)
+    found = nibabel.load(tmp_path / "map.nii.gz")
+    assert found.header.get_xyzt_units()[0] == unit == record.unit
+    np.testing.assert_array_equal(found.affine, own)
+
+
 @pytest.mark.slow
 def test_volumes_and_images_have_verdicts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_pictures(folder / "in", 1)
