@@ -40,12 +40,13 @@ def test_a_worker_waits_for_the_plan_and_the_files_of_its_shard() -> None:
 
 def test_a_plan_that_is_older_than_the_job_is_read_again() -> None:
     plan_of(OUT, ["in"])
-    judge, old = Judge(job_of(OUT)), (OUT / FOLDER / PLAN).read_bytes()
+    plan = OUT / FOLDER / PLAN
+    judge, old = Judge(job_of(OUT)), plan.read_bytes()
     write_numbered(Path("in"), 4, begin=10)
     assert len(plan_of(OUT, ["in"]).shards) == 4
-    new = (OUT / FOLDER / PLAN).read_bytes()
-    (OUT / FOLDER / PLAN).write_bytes(old)
-    timer = threading.Timer(0.2, (OUT / FOLDER / PLAN).write_bytes, [new])
+    new = plan.rename(plan.with_name("new"))
+    plan.write_bytes(old)
+    timer = threading.Timer(0.2, new.rename, [plan])
     timer.start()
     assert not judge.is_done(3)
     assert isinstance(judge(3), Facts)
