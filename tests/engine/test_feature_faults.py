@@ -219,9 +219,9 @@ def test_a_worker_waits_for_the_list_of_its_images(monkeypatch: pytest.MonkeyPat
     old = plan.read_bytes()
     pack("shard-1.tar", "two")
     assert len(load(False).sizes) == 2
-    new = plan.read_bytes()
+    new = plan.rename(plan.with_name("new"))
     plan.write_bytes(old)
-    timer = threading.Timer(0.2, plan.write_bytes, [new])
+    timer = threading.Timer(0.2, new.rename, [plan])
     timer.start()
     worker.compute(1)
     timer.join()
