@@ -92,6 +92,21 @@ def test_the_constructors_own_words_are_found_under_the_parsers(tmp_path: Path) 
     assert str(caught.value) == "batch_size must be at least 1, got -1"
 
 
+class Misspelt(Folder):
+    """A class of a user with a mistake in its code."""
+
+    def __init__(self, root: str) -> None:
+        super().__init__(roott)  # type: ignore[name-defined]  # noqa: F821
+
+
+def test_a_mistake_in_the_code_of_a_class_is_named_with_its_line(tmp_path: Path) -> None:
+    line = Misspelt.__init__.__code__.co_firstlineno + 1
+    section = {"class_path": f"{__name__}.Misspelt", "init_args": {"root": str(tmp_path)}}
+    with pytest.raises(UserError) as caught:
+        instantiate_subclass(AnomalyData, section)
+    assert str(caught.value) == f"name 'roott' is not defined (NameError in {__file__}, line {line})"
+
+
 def test_a_fault_of_the_program_is_not_a_user_error() -> None:
     with pytest.raises(AttributeError), refusals():
         raise AttributeError("a fault")

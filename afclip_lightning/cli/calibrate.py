@@ -15,6 +15,7 @@ from afclip_lightning.cli.model_options import (
 from afclip_runtime.cli.calibrate import (
     FROM_NORMALS,
     OF_MAPS,
+    STRAY,
     add_choice_options,
     calibrate,
     normal_images,
@@ -72,7 +73,7 @@ def _run(options: argparse.Namespace, arguments: dict[str, Any]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = CommandParser(f"{PROGRAM} calibrate", description=DESCRIPTION)
+    parser = CommandParser(f"{PROGRAM} calibrate", stray=STRAY, description=DESCRIPTION)
     parser.add_argument("--normal", type=Path, metavar="DIR", help="normal images")
     parser.add_argument(
         "--labelled",

@@ -25,6 +25,7 @@ from afclip_runtime.cli.feedback import add_feedback_options, give_feedback, req
 from afclip_runtime.cli.inspect import (
     FILES,
     RUNS,
+    STRAY,
     add_inspect_options,
     add_threshold_options,
     check_inputs,
@@ -182,7 +183,7 @@ def _cut(patterns: Sequence[str], options: argparse.Namespace) -> "CutInputs":
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = CommandParser(f"{PROGRAM} inspect", description=DESCRIPTION)
+    parser = CommandParser(f"{PROGRAM} inspect", stray=STRAY, description=DESCRIPTION)
     add_inspect_options(parser, SAVES)
     parser.add_argument(
         "--image_url",

@@ -30,9 +30,15 @@ def main(args: Sequence[str]) -> int:
         if threshold:
             raise UserError(f"{options.run} has the thresholds of its inspection: leave the option out.")
         folder, page = options.run, inspections.render(options.run, options.originals)
-    else:
+    elif options.run.is_file() or (options.run / "results.json").is_file():
         found = read_run(options.run)
         folder, page = found.folder, run.render(found, threshold)
+    else:
+        fault = ": no results.json and no inspections.csv" if options.run.exists() else " does not exist"
+        raise UserError(
+            f"{options.run}{fault}. Name the folder that `fit` or `test` printed, runs/<config>/<time>, or the output "
+            "folder of `inspect`."
+        )
     out = options.out or folder / "report.html"
     write_text(out, page)
     print(f"Report: {shown(out)}")

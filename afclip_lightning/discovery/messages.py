@@ -10,9 +10,11 @@ _NESTED = re.compile(r"NestedArg\(key='([\w.]+)'")
 _GIVEN = re.compile(r"(?:Given value|Got value): (.*)")
 _EXPECTED = re.compile(r"Expected an? (.*?)(?:\. Got value.*)?$", re.MULTILINE)
 _CLASS = re.compile(r"Expected a dot import path string: ([\w.]+)$", re.MULTILINE)
+_IMPORT = re.compile(r"Problem with given class_path '([\w.]+)':\n *(.*)|callable class: (.*)\. Got value: ([\w.]+)")
 _REFUSED = re.compile(
     r"Option '[\w.]+' is not accepted|\w+ '[\w.]+' does not accept option '[\w.]+'|No action for key .*"
 )
+_LEARNING_RATE = " Name the optimiser, too: --model.optimizer torch.optim.Adam --model.optimizer.lr 0.001"
 _TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null"}
 _TYPES |= {"Sequence": "a list", "list": "a list", "dict": "a mapping", "Mapping": "a mapping"}
 
@@ -32,8 +34,10 @@ def one_line(message: str, *bases: type) -> str:
     part = _indented(message[keys[-1].start() :], len(keys[-1][1]))
     if name := _CLASS.search(part):
         return f"{key}: there is no class {name[1]!r} that fits here{_nearest_class(name[1], bases)}."
+    if fault := _IMPORT.search(part):
+        return f"{key}: {fault[1] or fault[4]} cannot be imported: {fault[2] or fault[3]}.{_own_file(fault[2] or '')}"
     if refused := _REFUSED.search(message):
-        return f"{key}: {refused[0]}."
+        return f"{key}: {refused[0]}.{_LEARNING_RATE if key.rpartition('.')[2] == 'lr' else ''}"
     given = _GIVEN.findall(part)
     expected = [words for text in _EXPECTED.findall(part) if (words := _in_words(text))]
     if not given or not expected:
@@ -51,6 +55,13 @@ def _indented(text: str, indent: int) -> str:
         (n for n, line in enumerate(rest) if line.strip() and len(line) - len(line.lstrip()) <= indent), len(rest)
     )
     return "\n".join([first, *(rest if indent == 0 else rest[:end])])
+
+
+def _own_file(reason: str) -> str:
+    """Returns how a module of the user is found, if one was not."""
+    if not reason.startswith("No module named"):
+        return ""
+    return " Python finds a file of your own if PYTHONPATH names its folder, as in PYTHONPATH=. for the current one."
 
 
 def _nearest_class(name: str, bases: tuple[type, ...]) -> str:

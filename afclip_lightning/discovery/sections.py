@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import NoneType
@@ -128,7 +129,15 @@ def refusals(where: str = "") -> Iterator[None]:
         cause: BaseException = error
         while cause.__cause__ and not isinstance(cause, UserError):
             cause = cause.__cause__
-        raise UserError(f"{where}{message_of(cause)}") from error
+        raise UserError(f"{where}{message_of(cause)}{_place(cause)}") from error
+
+
+def _place(error: BaseException) -> str:
+    """Returns the line of code of an error that no value of an option explains, such as a misspelt name."""
+    if not isinstance(error, NameError | AttributeError | LookupError):
+        return ""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f" ({type(error).__name__} in {last.filename}, line {last.lineno})"
 
 
 def _parser_of(cls: type, left_out: Sequence[str] = ()) -> ArgumentParser:

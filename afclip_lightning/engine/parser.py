@@ -135,7 +135,9 @@ class AnomalyArgumentParser(LightningArgumentParser):
             if former := FORMER.keys() & key.split("."):  # for `words: {a: plug}` the library names the key `words.a`
                 yield from ((name, FORMER[name]) for name in former)
                 continue
-            prefix, dot, _ = key.rpartition(".")
+            prefix, dot, last = key.rpartition(".")
+            if len(last) <= 2:  # too short to resemble a name: the nearest of `lr` is `blur`
+                continue
             candidates = (options | {prefix + dot + name for name in names}) - {key}
             close = difflib.get_close_matches(key, candidates, n=1)
             if close:

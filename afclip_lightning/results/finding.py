@@ -15,6 +15,8 @@ def find_table(path: Path) -> tuple[Path, str]:
         UserError: The folder has no table.
     """
     table = path if path.is_file() else path / "results.json"
+    if path.is_file() and path.suffix != ".json":
+        raise UserError(f"{path} is not a table, results.json, of a test run. Name the folder that has the table.")
     if not table.is_file():
         raise UserError(
             f"{path}: no results.json, so it is not the folder of a test run. Name the folder that `fit` or `test` "

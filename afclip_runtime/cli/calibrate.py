@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     Load = Callable[[Sequence[Path]], Inspector]
 
 PLACE = 40
+STRAY = "Name the folder of normal images with its option: --normal DIR"
 FROM_NORMALS = """\
 From normal images alone (--normal): the threshold that a share --fpr of normal images will exceed. If this share is
 at least 10 images, the threshold is a quantile. With fewer images, the tail of their scores is fitted. The printed
@@ -245,7 +246,7 @@ def add_choice_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = CommandParser(f"{RUNTIME} calibrate", description=DESCRIPTION)
+    parser = CommandParser(f"{RUNTIME} calibrate", stray=STRAY, description=DESCRIPTION)
     parser.add_argument("--normal", type=Path, metavar="DIR", help="normal images")
     add_choice_options(parser)
     add_bundle_options(parser)

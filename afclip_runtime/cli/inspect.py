@@ -85,6 +85,7 @@ Exit codes: 0 all images were inspected; 1 some could not be read or were left o
 longer holds (column drift), even if some could not be read; 2 a mistake that the message explains; 70 a fault of the
 program; 130 interrupted.
 """
+STRAY = "Name all images in one place, and join several kinds of pictures with commas: --save overlay,map"
 DESCRIPTION = f"""\
 {FILES}\
 {RUNS}
@@ -327,7 +328,7 @@ def report(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = CommandParser(f"{RUNTIME} inspect", description=DESCRIPTION)
+    parser = CommandParser(f"{RUNTIME} inspect", stray=STRAY, description=DESCRIPTION)
     add_inspect_options(parser, SAVES)
     add_threshold_options(parser)
     add_feedback_options(parser)

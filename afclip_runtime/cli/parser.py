@@ -41,21 +41,25 @@ class CommandParser(argparse.ArgumentParser):
 
     Args:
         prog: Command line of the command.
+        stray: Remedy for values that belong to no option, as one sentence.
         options: See `argparse.ArgumentParser`.
     """
 
-    def __init__(self, prog: str, **options: Any) -> None:
+    def __init__(self, prog: str, stray: str = "", **options: Any) -> None:
+        self._stray = stray
         formatter = argparse.RawDescriptionHelpFormatter
         super().__init__(prog, **{"formatter_class": formatter, "allow_abbrev": False, **options})
 
     def error(self, message: str) -> NoReturn:
         """Prints the message, a remedy where there is one, and where all flags are; ends with exit code 2."""
         near: list[str] = []
+        stray = ""
         if message.startswith("unrecognized arguments: "):
             names = self._flags()
             unknown = [arg.partition("=")[0] for arg in message.split() if arg.startswith("--")]
             near = [close for name in unknown for close in difflib.get_close_matches(name, names, n=1)]
-        hint = f". Did you mean {' and '.join(dict.fromkeys(near))}?" if near else ""
+            stray = "" if unknown else self._stray
+        hint = f". Did you mean {' and '.join(dict.fromkeys(near))}?" if near else f". {stray}" if stray else ""
         if message.endswith("expected one argument"):
             hint = f". A value that begins with - follows =, as in {message.split()[1].rstrip(':')}=-1"
         print(f"error: {message}{hint}\nAll options: {self.prog} --help", file=sys.stderr)

@@ -105,6 +105,11 @@ def test_an_old_flag_is_accepted_and_reported(verb: str) -> None:
 @pytest.mark.parametrize(("command", "message"), [
     ("inspect --chekpoint=x a.png", "unrecognized arguments: --chekpoint=x. Did you mean --checkpoint?"),
     ("inspect --nothing a.png", "unrecognized arguments: --nothing"),
+    ("inspect photos --save overlay map",
+     "unrecognized arguments: map. Name all images in one place, and join several kinds of pictures with commas: "
+     "--save overlay,map"),
+    ("calibrate photos",
+     "unrecognized arguments: photos. Name the folder of normal images with its option: --normal DIR"),
     ("features info --jsno store", "unrecognized arguments: --jsno. Did you mean --json?"),
     ("features prune store --days many", "argument --days: must be 0 or more, got many"),
     ("benchmark --config x --jobs many", "argument --jobs: must be at least 1, got many"),

@@ -65,6 +65,11 @@ WRONG = {
     "--model=AFCLIPP": "model: there is no class 'AFCLIPP' that fits here; did you mean 'AFCLIP'",
     "--data=MVTecLayuot": "data: there is no class 'MVTecLayuot' that fits here; did you mean 'MVTecLayout'",
     "--model.optimizer=Adamm": "model.optimizer: there is no class 'Adamm' that fits here",
+    "--model=my_method.Mine": "model: my_method.Mine cannot be imported: No module named 'my_method'. .*PYTHONPATH=.",
+    "--model=torch.Nothing": "model: torch.Nothing cannot be imported: module 'torch' has no attribute 'Nothing'.$",
+    "--data.train=mine.Set": "data.train: mine.Set cannot be imported: No module named 'mine'. .*PYTHONPATH=.",
+    "--model.optimizer=torch.optim.Adm": "model.optimizer: torch.optim.Adm cannot be imported: module 'torch.optim' ",
+    "--model.lr=0.1": "'lr' is not accepted. Name the optimiser, too: --model.optimizer torch.optim.Adam --model",
     "--trainer.callbacks=Unknown": "trainer.callbacks: there is no class 'Unknown' that fits here",
     # names that YAML reads as something else
     "--data.train.categories=[01]": "quote",

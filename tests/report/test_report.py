@@ -183,7 +183,14 @@ def test_a_category_without_normal_images_has_a_report(tmp_path: Path) -> None:
 
 def test_wrong_folders_and_damaged_files_are_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "nowhere")]) == 2
-    assert "no results.json" in capsys.readouterr().err
+    assert f"error: {tmp_path / 'nowhere'} does not exist. Name the folder" in capsys.readouterr().err
+    assert main([str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert f"error: {tmp_path}: no results.json and no inspections.csv. Name the folder" in error
+    assert error.endswith("or the output folder of `inspect`.\n")
+    (tmp_path / "head.ckpt").write_bytes(b"\x80")
+    assert main([str(tmp_path / "head.ckpt")]) == 2
+    assert "head.ckpt is not a table, results.json, of a test run. Name the folder" in capsys.readouterr().err
     folder = write_run(tmp_path / "run", {"a": 1.0})
     for name, text, message in (
         ("scores.csv", "dataset,category\nx,y\n", "line 2: there is no label"),
