@@ -7,6 +7,7 @@ WARNINGS = (
     ".*does not have many workers.*",
     ".*in eval mode at the start of training.*",  # the frozen backbone, on purpose
     ".*LeafSpec.*",  # Lightning uses what torch deprecates
+    r".*self\.log\('(test|val)/.*sync_dist=True.*",  # metrics are of the images of all processes already
     ".*`srun` command is available.*",  # work gets to SLURM by --launcher
 )
 LOG = "lightning.pytorch.utilities.rank_zero"  # of all that Lightning's trainer says

@@ -25,6 +25,7 @@ for text in (
     "The `srun` command is available on your system but is not used. HINT: …",
     "`isinstance(treespec, LeafSpec)` is deprecated, use …",
     "The 'train_dataloader' does not have many workers which may be a bottleneck.",
+    "It is recommended to use `self.log('test/a/mean/pixel_ap', ..., sync_dist=True)` when logging on epoch level …",
     "the disk is slow",
 ):
     rank_zero_warn(text)
