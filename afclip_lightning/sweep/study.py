@@ -251,7 +251,10 @@ def run_trial(plan: Plan, study: optuna.Study, trial: optuna.Trial) -> Outcome:
         trial.set_user_attr("seconds", round(trial.user_attrs.get("seconds", 0) + time.monotonic() - start, 1))
     reported = study.get_trials(deepcopy=False)[trial.number].intermediate_values
     if not reported:
-        raise UserError(f"{plan.sweep.metric} was never logged")
+        raise UserError(
+            f"{plan.sweep.metric} was never logged: `fit` validates on the sets in `test` of the data, and only with "
+            "--trainer.limit_val_batches 1.0"
+        )
     study.tell(trial, reported[max(reported)] if state == TrialState.COMPLETE else None, state)
     return Outcome()
 
