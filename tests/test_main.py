@@ -1,8 +1,11 @@
 """The command line as a whole: exit codes, the version, readers that close early."""
 
+import importlib
 import os
 import subprocess
 import sys
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -19,13 +22,8 @@ def run(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
 
 
 def let(monkeypatch: pytest.MonkeyPatch, what: BaseException | int) -> None:
-    """Makes every command end with an error or an exit code."""
-
-    def command(args: list[str]) -> int:
-        if isinstance(what, BaseException):
-            raise what
-        return what
-
+    """Makes every command end with an error, as if code of a library raised it, or with an exit code."""
+    command = Mock(side_effect=what) if isinstance(what, BaseException) else Mock(return_value=what)
     monkeypatch.setattr(Verbs, "find", lambda self, name: command)
 
 
@@ -62,6 +60,19 @@ def test_errors_that_a_user_can_correct_are_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert message in line
+
+
+def test_an_unexpected_error_in_a_file_of_the_user_names_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "off_centre.py").write_text(
+        "import torch\n\ndef score(args):\n    return torch.zeros(2) @ torch.ones(3)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(Verbs, "find", lambda self, name: importlib.import_module("off_centre").score)
+    assert run(monkeypatch, "datasets") == 70
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"Check line 4 of {tmp_path / 'off_centre.py'}, a file of your own.")
 
 
 def test_unknown_errors_are_passed_on(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,8 @@
 # A method takes frozen features and returns a score and a map. This one trains nothing: it measures how far
 # each patch is from the mean patch of its image. In the package it would be a file of its own,
 # `afclip_lightning/methods/off_centre.py`; [Contributing](../../CONTRIBUTING.md#a-method) says which files go
-# with it.
+# with it. The types of the arguments are needed: by them the command line reads a
+# [config](../training.md#options-and-configs).
 
 # %%
 import numpy as np
@@ -23,7 +24,7 @@ from afclip_lightning.types import AnomalyPrediction
 class OffCentre(AnomalyMethod):
     """Half the cosine distance of each patch to the mean patch of its image. Nothing is trained."""
 
-    def __init__(self, backbone, layer=8):
+    def __init__(self, backbone: ClipBackbone, layer: int = 8):
         super().__init__(backbone, backbone.spec([layer]), optimizer=None)
         self.save_hyperparameters(ignore=["backbone"], logger=False)
 
