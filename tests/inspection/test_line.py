@@ -410,7 +410,8 @@ def test_a_signal_ends_a_watch_in_order(folder: Path, number: signal.Signals) ->
     put(2)
     wait_for(lambda: written() == 2)
     code, out, err = stop(process, number)
-    assert (code, out) == (0, "2 inspected, 0 failed, 0 left out: out/inspections.csv\n"), err
+    verdicts = "In the table: 0 anomalous, 2 normal (score 0, threshold 0.5)\n"
+    assert (code, out) == (0, f"2 inspected, 0 failed, 0 left out: out/inspections.csv\n{verdicts}"), err
     assert sorted(path.name for path in Path("good").iterdir()) == ["00001.png", "00002.png"]
 
 
