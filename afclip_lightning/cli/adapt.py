@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from afclip_lightning.cli.model_options import add_model_options, named_model, no_model, split_model_arguments
-from afclip_runtime.cli.calibrate import threshold_text
+from afclip_runtime.cli.calibrate import normal_images, threshold_text
 from afclip_runtime.cli.options import TOY, progress, tiling_of, white_of
 from afclip_runtime.cli.parser import CommandParser, command, numeric, rate
 from afclip_runtime.errors import PROGRAM, UserError, shown, typed
@@ -83,14 +83,9 @@ def _normal_images(folder: Path) -> list[Path]:
         UserError: The folder does not exist or has no image, or an image cannot be read.
     """
     from afclip_lightning.data.images import upright_shape
-    from afclip_runtime.images.find import require_images, say_others, survey
     from afclip_runtime.inspection.copies import without_copies
 
-    found = survey(folder)
-    for sentence in [*found.problems.values(), *filter(None, [say_others(found.others)])]:
-        print(f"note: {sentence}", file=sys.stderr)
-    require_images(found.images, folder, "the folder of normal images")
-    normal = [path for path, _ in without_copies([(path, False) for path in found.images], None)]
+    normal = [path for path, _ in without_copies(normal_images(folder), None)]
     shapes = {path: upright_shape(path) for path in normal}
     ratios = {path: width / height for path, (height, width) in shapes.items()}
     low, high = min(ratios, key=ratios.__getitem__), max(ratios, key=ratios.__getitem__)

@@ -74,7 +74,6 @@ def worker(folder: Path, name: str) -> list[str]:
 import sys
 from pathlib import Path
 from afclip_runtime.launch import Where, launch
-from tests.support.slurm import finish, needs_nodes, slurm
 from tests.support.small_jobs import SmallJob
 if __name__ == "__main__":
     job = SmallJob(Path({str(folder)!r}), {[name]!r})
@@ -90,7 +89,6 @@ def launched(folder: Path, name: str) -> subprocess.Popen[str]:
 import sys
 from pathlib import Path
 from afclip_runtime.launch import Where, launch
-from tests.support.slurm import finish, needs_nodes, slurm
 from tests.support.small_jobs import SmallJob
 if __name__ == "__main__":
     job = SmallJob(Path({str(folder)!r}), {[name]!r})
